@@ -1,0 +1,207 @@
+"""The program: what one pipeline call does to memory and to the card, as plain values.  No torch here.
+
+A `Program` is the recorded course of one call.  It is a tree: the course calls components, components call blocks,
+blocks call leaves, and each distinct body is recorded once and called from everywhere.  Sizes are bytes as the
+code asked for them; rounding, scratch memory and time are the business of the cost model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+DType = Literal["float32", "float16", "bfloat16"]
+Layout = Literal["contiguous", "channels_last"]
+ITEM_SIZE: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A kernel priced by its traffic and FLOPs alone, such as an addition, a norm or a copy."""
+
+    name: str
+    flops: int
+    traffic: int
+    """Bytes read and written."""
+    scratch: int = 0
+    """Bytes the kernel holds beyond inputs and outputs while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """A matrix product (cuBLAS); `flops` counts two per multiply-add."""
+
+    dtype: str
+    flops: int
+    traffic: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution (cuDNN).  Shapes are logical (N, C, *space), whatever the layout in memory."""
+
+    dtype: str
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    output: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int = 1
+    input_last: bool = False
+    weight_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """softmax(QKᵀ)V, kept symbolic so that its backend is a choice that costs no second trace."""
+
+    dtype: str
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_size: int
+    value_size: int
+    mask: Literal["none", "bool", "float"] = "none"
+    causal: bool = False
+    backend: str = "auto"
+    """auto, flash, efficient, cudnn, math, xformers or sliced."""
+    switchable: bool = True
+    """False where diffusers cannot change the backend of this module (text encoders)."""
+
+
+Kernel = Plain | Matmul | Conv | Attention
+
+
+class Alloc(NamedTuple):
+    """A tensor comes to life; `size` is its storage in bytes."""
+
+    buffer: int
+    size: int
+
+
+class Free(NamedTuple):
+    """The last reference to a tensor's storage goes."""
+
+    buffer: int
+
+
+class Run(NamedTuple):
+    """A kernel runs; `kernel` indexes `Program.kernels`.  Its outputs are already allocated."""
+
+    kernel: int
+
+
+class Call(NamedTuple):
+    """A recorded body runs here.  `kept` maps its surviving buffers to buffers of the caller."""
+
+    recording: int
+    module: str
+    """Name relative to the caller: `text_encoder`, `vae.decode`, `down_blocks.0`, `to_q`; empty for helpers."""
+    kept: tuple[tuple[int, int], ...]
+
+
+class Enter(NamedTuple):
+    """A module begins whose body had to be written into the caller because it changes outer state."""
+
+    module: str
+    own: tuple[int, ...]
+
+
+class Exit(NamedTuple):
+    """The module entered last ends."""
+
+
+class Cast(NamedTuple):
+    """A component's weights change dtype on whatever device they are; sizes in bytes, tensor by tensor."""
+
+    component: str
+    weights: tuple[int, ...]
+
+
+class Load(NamedTuple):
+    """Weights arrive on the card from host memory, tensor by tensor."""
+
+    key: str
+    weights: tuple[int, ...]
+
+
+class Drop(NamedTuple):
+    """Weights loaded under `key` leave the card; `copied` when their bytes travel back to the host."""
+
+    key: str
+    copied: bool
+
+
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One body.  `own` holds the bytes of each parameter and buffer the module itself has, not its children's."""
+
+    name: str
+    """Class of the module, or name of the method."""
+    own: tuple[int, ...]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A module of the pipeline, before the call."""
+
+    name: str
+    kind: str
+    """Class name."""
+    dtype: str
+    weights: tuple[int, ...]
+    """Bytes of every parameter and buffer, tied ones once, in the order in which they move."""
+    traits: frozenset[str] = frozenset()
+    """What it can do: tiling, slicing, attention_slicing, attention_backend, processors, conv2d, repeated_blocks,
+    denoiser, autoencoder, text_encoder."""
+    tile: int = 0
+    """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
+    factor: int = 1
+    """Pixels per latent along an edge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """The choices that change shapes and therefore need a trace of their own."""
+
+    dtype: str = ""
+    """Dtype all components are cast to; empty: as they are."""
+    channels_last: frozenset[str] = frozenset()
+    """Components whose rank-4 weights are channels-last."""
+    sliced: bool = False
+    tile: int = 0
+    """Edge of the autoencoder's tiles in pixels; 0: the pipeline's own setting."""
+    splits: int = 1
+    """Calls into which the images are split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One pipeline call.  `recordings[course]` is the outermost body; recordings only call earlier ones."""
+
+    pipeline: str
+    variant: Variant
+    components: tuple[Component, ...]
+    chain: tuple[str, ...]
+    """`model_cpu_offload_seq`, in order; empty where the pipeline has none."""
+    excluded: frozenset[str]
+    """Components that diffusers' offloading leaves on the card."""
+    kernels: tuple[Kernel, ...] = field(repr=False)
+    recordings: tuple[Recording, ...] = field(repr=False)
+    course: int
+
+    def component(self, name: str) -> Component:
+        """The component called `name`; KeyError if there is none."""
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise KeyError(name)
+
+    def with_course(self, events: tuple[Event, ...]) -> Program:
+        """The same program with another outermost body."""
+        body = replace(self.recordings[self.course], events=events)
+        return replace(self, recordings=(*self.recordings, body), course=len(self.recordings))

@@ -1,0 +1,63 @@
+"""What a technique is.  One small file each; `planner.techniques.DEFAULT` lists them in order of applying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from planner.device import Device
+from planner.program import Program, Variant
+from planner.request import Request
+
+
+class Fidelity(IntEnum):
+    """How far the numbers may move: `exact` up to kernel rounding, `faithful` half precision and tiling, `lossy`."""
+
+    EXACT = 0
+    FAITHFUL = 1
+    LOSSY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting of one technique.  The pair (technique, value) identifies it; `value` survives JSON."""
+
+    technique: str
+    value: str | int = ""
+    fidelity: Fidelity = Fidelity.EXACT
+    calls: tuple[str, ...] = ()
+    """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
+
+
+Undo = Callable[[], None]
+
+
+class Technique(Protocol):
+    """One way to trade memory, time or fidelity.
+
+    A technique offers only what the program and the device allow; a clash with an earlier technique shows as an
+    option that is not offered.
+    """
+
+    @property
+    def name(self) -> str:
+        """Identifier in plans and on the command line."""
+        ...
+
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
+        """What can be chosen here, without the choice of doing nothing."""
+        ...
+
+    def variant(self, variant: Variant, option: Option) -> Variant:
+        """The trace the option needs; `variant` itself when it changes no shapes."""
+        ...
+
+    def rewrite(self, program: Program, option: Option) -> Program:
+        """The program under the option; `program` itself when the trace already shows it."""
+        ...
+
+    def apply(self, pipe: Any, option: Option) -> Undo:
+        """Configure a live pipeline through public API and return what takes it back, exactly."""
+        ...
