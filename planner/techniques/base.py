@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Protocol
 
 from planner.device import Device
 from planner.program import Program, Variant
-from planner.request import Request
-
-
-class Fidelity(IntEnum):
-    """How far the numbers may move: `exact` up to kernel rounding, `faithful` half precision and tiling, `lossy`."""
-
-    EXACT = 0
-    FAITHFUL = 1
-    LOSSY = 2
+from planner.request import Fidelity, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,188 @@
+"""What torch dispatches while a ghost runs, told to the recorder as kernels and lives of storages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+import numpy
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from planner.ghost import LARGE
+from planner.program import Attention, Conv, Kernel, Matmul, Plain
+from planner.recorder import Recorder
+
+aten = torch.ops.aten
+
+PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1, aten.addbmm.default: 1}
+"""Matrix products and the position of their first factor."""
+RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
+FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full.default}
+SILENT = {torch.ops.prim.device.default, aten.sym_size.int, aten.is_pinned.default, aten.detach.default}
+NO_KERNEL = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
+SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+
+
+class Dispatch(TorchDispatchMode):
+    """Sees every operation below autograd, on ghosts and on real tensors alike."""
+
+    def __init__(self, recorder: Recorder, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._mode = mode
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in SILENT:
+            return func(*args, **kwargs)
+        if func in SCALARS and any(isinstance(a, FakeTensor) for a in args):
+            return _zero(args[0].dtype)
+        if func in FACTORIES and _makes_ghost(func, args, kwargs):
+            with self._mode:
+                out = func(*args, **{**kwargs, "generator": None} if "generator" in kwargs else kwargs)
+        elif func is aten.native_group_norm.default:  # CUDA knows no channels-last group norm: it copies first
+            out = func(args[0].contiguous(), *args[1:], **kwargs)
+        else:
+            out = func(*_counted(func, args), **kwargs)
+        outs = tuple(tensors(out))
+        self._recorder.allocated(outs)
+        if not func.is_view and outs and func not in NO_KERNEL:
+            self._recorder.ran(kernel_of(func, args, kwargs, outs))
+        return out
+
+
+class Functions(TorchFunctionMode):
+    """Catches what must not be taken apart or leave the ghost world: attention, and copies to the host."""
+
+    def __init__(self, recorder: Recorder, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._mode = mode
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0] if args else kwargs["query"], FakeTensor):
+            return self._attend(*args, **kwargs)
+        if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
+            return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
+        if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
+            return torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,  # noqa: ARG002  (the signature is torch's)
+        is_causal: bool = False,
+        scale: float | None = None,  # noqa: ARG002
+        enable_gqa: bool = False,  # noqa: ARG002
+    ) -> torch.Tensor:
+        *lead, heads, queries, head_size = query.shape
+        width = value.shape[-1]
+        # Fused kernels write (batch, queries, heads, width) and return a transposed view of it.
+        with self._mode:
+            flat = torch.empty((*lead, queries, heads, width), dtype=query.dtype)
+        out = flat.transpose(-3, -2)
+        self._recorder.allocated((flat,))
+        mask = "none" if attn_mask is None else "bool" if attn_mask.dtype == torch.bool else "float"
+        self._recorder.ran(
+            Attention(
+                dtype=name_of(query.dtype), batch=prod(lead), heads=heads, queries=queries, keys=key.shape[-2],
+                head_size=head_size, value_size=width, mask=mask, causal=is_causal,
+            )
+        )  # fmt: skip
+        return out
+
+
+def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[torch.Tensor]) -> Kernel:
+    """The kernel that CUDA would run for this operation."""
+    if func is aten.convolution.default:
+        return _conv(args, outs[0])
+    traffic = sum(nbytes(t) for t in (*tensors(args), *tensors(kwargs), *outs))
+    if func in PRODUCTS:
+        first = args[PRODUCTS[func]]
+        return Matmul(dtype=name_of(first.dtype), flops=2 * outs[0].numel() * first.shape[-1], traffic=traffic)
+    return Plain(name=func._schema.name.removeprefix("aten::"), flops=sum(t.numel() for t in outs), traffic=traffic)
+
+
+def tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Tensors in nested tuples, lists and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors(item)
+    elif isinstance(tree, dict):
+        yield from tensors(tuple(tree.values()))
+
+
+def nbytes(tensor: torch.Tensor) -> int:
+    """Bytes of the tensor's own elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float16` for `torch.float16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
+    x, weight = args[0], args[1]
+    transposed = args[6]
+    return Conv(
+        dtype=name_of(x.dtype),
+        input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
+        stride=(0,) if transposed else tuple(args[3]), groups=args[8],
+        input_last=_channels_last(x), weight_last=_channels_last(weight),
+    )  # fmt: skip
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    if tensor.is_contiguous():
+        return False
+    match tensor.dim():
+        case 4:
+            return tensor.is_contiguous(memory_format=torch.channels_last)
+        case 5:
+            return tensor.is_contiguous(memory_format=torch.channels_last_3d)
+    return False
+
+
+def _makes_ghost(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    size = args[0] if isinstance(args[0], (list, tuple, torch.Size)) else ()
+    dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    if not all(isinstance(n, int) for n in size) or prod(size) < LARGE:
+        return False
+    return func in RANDOM or dtype.is_floating_point
+
+
+def _counted(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A ghost indexed by a real boolean mask has a size: count the mask before the ghost sees it."""
+    if func not in INDEXED or not isinstance(args[0], FakeTensor):
+        return args
+    indices: list[torch.Tensor | None] = []
+    for index in args[1]:
+        if isinstance(index, torch.Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
+            indices += index.nonzero(as_tuple=True)
+        else:
+            indices.append(index)
+    return (args[0], indices, *args[2:])
+
+
+def _zero(dtype: torch.dtype) -> bool | int | float:
+    return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+
+
+Wrapped = Callable[..., Any]

@@ -1,0 +1,112 @@
+"""Ghosts: a pipeline whose weights have shape, dtype and no bytes, and whose code is the real one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+LARGE = 4096
+"""Elements from which a floating tensor becomes a ghost; below it is a table or a number that code may read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A pipeline of ghosts.  Running it allocates nothing and computes nothing."""
+
+    pipe: Any
+    mode: FakeTensorMode
+    hooked: tuple[str, ...] = ()
+    """Components that carried hooks of someone else; the ghost runs without them."""
+
+    def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Name and module of each component that is one."""
+        for name, part in self.pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                yield name, part
+
+
+def ghost_of(pipe: Any) -> Ghost:
+    """A ghost of a live pipeline.  No weight is copied; adapters and processors come along, offload hooks do not."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    memo: dict[int, Any] = {}
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                if is_large(tensor):
+                    memo[id(tensor)] = _ghost_tensor(tensor, mode)
+            for module in part.modules():
+                _original_weights(module, memo, mode)
+    double = copy.deepcopy(pipe, memo)
+    hooked = tuple(name for name, part in pipe.components.items() if _hooked(part))
+    if hooked:
+        double.remove_all_hooks()
+    ghost = Ghost(pipe=double, mode=mode, hooked=hooked)
+    for _, module in ghost.modules():
+        haunt(module, mode)
+    return ghost
+
+
+def haunt(module: torch.nn.Module, mode: FakeTensorMode) -> None:
+    """Turn every weight of `module` that is large or on meta into a ghost, and keep small integers real."""
+    ghosts: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and not isinstance(tensor, FakeTensor):
+                    table[name] = _haunted(tensor, mode, ghosts)
+        for name, value in vars(part).items():
+            if not name.startswith("_"):
+                object.__setattr__(part, name, _haunt_plain(value, mode))
+
+
+def is_large(tensor: torch.Tensor) -> bool:
+    """Whether the planner replaces this tensor by a ghost."""
+    return tensor.is_meta or (tensor.is_floating_point() and tensor.numel() >= LARGE) or _is_weight(tensor)
+
+
+def _is_weight(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter)
+
+
+def _haunted(tensor: torch.Tensor, mode: FakeTensorMode, ghosts: dict[int, torch.Tensor]) -> torch.Tensor:
+    if not is_large(tensor):
+        return tensor
+    if tensor.is_meta and not tensor.is_floating_point():  # position ids and the like are counted from zero
+        return torch.arange(tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+    if id(tensor) not in ghosts:
+        ghosts[id(tensor)] = _ghost_tensor(tensor, mode)
+    return ghosts[id(tensor)]
+
+
+def _haunt_plain(value: Any, mode: FakeTensorMode) -> Any:
+    """Tables kept as plain attributes, alone or in sequences, leave the meta device as well."""
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return _haunted(value, mode, {})
+    if type(value) in (list, tuple) and any(isinstance(item, torch.Tensor) and item.is_meta for item in value):
+        return type(value)(_haunt_plain(item, mode) for item in value)
+    return value
+
+
+def _ghost_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    with mode:
+        ghost = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(ghost, requires_grad=False)
+    return ghost
+
+
+def _hooked(part: object) -> bool:
+    return isinstance(part, torch.nn.Module) and any(hasattr(m, "_hf_hook") for m in part.modules())
+
+
+def _original_weights(module: torch.nn.Module, memo: dict[int, Any], mode: FakeTensorMode) -> None:
+    """Sequential offload keeps the weights in its hook; they become ghosts there too."""
+    weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    for tensor in getattr(weights, "dataset", weights or {}).values():
+        if isinstance(tensor, torch.Tensor) and is_large(tensor):
+            memo[id(tensor)] = _ghost_tensor(tensor, mode)

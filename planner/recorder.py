@@ -1,0 +1,153 @@
+"""The recorder: lives of storages and kernels, body by body, as torch dispatches them.
+
+While a body is under way its buffers carry serial numbers that are unique in the whole recording; when it ends they
+are renumbered from zero, so that equal bodies become equal values and are kept once.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Kernel, Recording, Run
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """One body under way; `born` holds the buffers that came to life in it and live."""
+
+    module: str
+    name: str
+    own: tuple[int, ...]
+    events: list[Event] = field(default_factory=list)
+    born: set[int] = field(default_factory=set)
+    inlined: bool = False
+    """The body freed what its caller had allocated and cannot stand on its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A body that ended: its recording and, for each survivor, local number and serial."""
+
+    recording: int
+    kept: tuple[tuple[int, int], ...]
+
+
+class Recorder:
+    """Collects recordings and kernels; each distinct one is kept once."""
+
+    def __init__(self) -> None:
+        self.recordings: list[Recording] = []
+        self.kernels: list[Kernel] = []
+        self._recording_index: dict[Recording, int] = {}
+        self._kernel_index: dict[Kernel, int] = {}
+        self._frames: list[Frame] = []
+        self._watched: dict[int, tuple[int, weakref.ref[torch.UntypedStorage] | None]] = {}
+        self._serial = 0
+
+    @property
+    def depth(self) -> int:
+        """Bodies under way; 1 is the pipeline's own code."""
+        return len(self._frames)
+
+    def enter(self, module: str, name: str, own: tuple[int, ...] = ()) -> None:
+        """Begin a body."""
+        self._frames.append(Frame(module=module, name=name, own=own))
+
+    def leave(self) -> Done | None:
+        """End the innermost body; None where it had to be written into its caller."""
+        frame = self._frames.pop()
+        caller = self._frames[-1] if self._frames else None
+        if frame.inlined and caller:
+            caller.events += [Enter(frame.module, frame.own), *frame.events, Exit()]
+            caller.born |= frame.born
+            return None
+        events, local = _renumbered(frame.events)
+        recording = Recording(name=frame.name, own=frame.own, events=events)
+        index = self._recording_index.setdefault(recording, len(self.recordings))
+        if index == len(self.recordings):
+            self.recordings.append(recording)
+        done = Done(recording=index, kept=tuple((local[serial], serial) for serial in sorted(frame.born)))
+        if caller:
+            caller.events.append(Call(index, frame.module, done.kept))
+            caller.born |= frame.born
+        return done
+
+    def abandon(self) -> None:
+        """Drop everything under way; storages still alive are no longer watched."""
+        self._frames.clear()
+        self._watched.clear()
+
+    def serial_of(self, storage: torch.UntypedStorage) -> int:
+        """Serial of a watched storage, -1 for weights and other outsiders."""
+        return self._watched.get(storage._cdata, (-1, None))[0]
+
+    def replay(self, recording: int, module: str, outputs: dict[int, torch.UntypedStorage]) -> None:
+        """Note another call of a recorded body; `outputs` are fresh storages for its survivors."""
+        kept = tuple((local, self._watch(storage)) for local, storage in sorted(outputs.items()))
+        self._frames[-1].events.append(Call(recording, module, kept))
+
+    def ran(self, kernel: Kernel) -> None:
+        """Note a kernel."""
+        index = self._kernel_index.setdefault(kernel, len(self.kernels))
+        if index == len(self.kernels):
+            self.kernels.append(kernel)
+        self._frames[-1].events.append(Run(index))
+
+    def allocated(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Watch the storages of an operation's outputs that were not there before."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._watched and storage.nbytes():
+                self._frames[-1].events.append(Alloc(self._watch(storage), storage.nbytes()))
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Weights and what else lives outside the recording; they are never counted."""
+        for tensor in tensors:
+            self._watched[tensor.untyped_storage()._cdata] = (-1, None)
+
+    def cast(self, component: str, weights: tuple[int, ...]) -> None:
+        """Note that a component's weights changed size."""
+        self._frames[-1].events.append(Cast(component, weights))
+
+    def _watch(self, storage: torch.UntypedStorage) -> int:
+        key, serial = storage._cdata, self._serial
+        self._serial += 1
+        self._watched[key] = (serial, weakref.ref(storage, lambda _: self._died(key)))
+        self._frames[-1].born.add(serial)
+        return serial
+
+    def _died(self, key: int) -> None:
+        serial, _ = self._watched.pop(key, (-1, None))
+        if serial < 0 or not self._frames:
+            return
+        self._frames[-1].events.append(Free(serial))
+        for frame in reversed(self._frames):
+            if serial in frame.born:
+                frame.born.discard(serial)
+                break
+            frame.inlined = True
+
+
+def _renumbered(events: list[Event]) -> tuple[tuple[Event, ...], dict[int, int]]:
+    """The events with buffers numbered from zero in order of birth, and each serial's new number."""
+    local: dict[int, int] = {}
+    renumbered: list[Event] = []
+    for event in events:
+        match event:
+            case Alloc(serial, size):
+                local[serial] = len(local)
+                renumbered.append(Alloc(local[serial], size))
+            case Free(serial):
+                if serial in local:  # what outlived an earlier call and dies in this one was never counted here
+                    renumbered.append(Free(local[serial]))
+            case Call(recording, module, kept):
+                for _, serial in kept:
+                    local[serial] = len(local)
+                renumbered.append(Call(recording, module, tuple((inner, local[serial]) for inner, serial in kept)))
+            case _:
+                renumbered.append(event)
+    return tuple(renumbered), local

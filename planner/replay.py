@@ -1,0 +1,121 @@
+"""Replay: a module called again with the same shapes is not run again.
+
+Every module of a ghost records its body.  A second call of a module that does the same (same fingerprint, same
+signature) is noted as a call of that recording, and its outputs are made anew: denoising steps, guidance branches,
+equal blocks and tiles cost nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from planner.dispatch import nbytes, tensors
+from planner.recorder import Done, Recorder
+from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A recorded call that can be replayed: its recording and the outputs' shapes."""
+
+    recording: int
+    outputs: Any
+
+
+class Replay:
+    """Wraps the methods of ghosts.  One instance remembers across all programs of a pipeline."""
+
+    def __init__(self, recorder: Recorder, mode: FakeTensorMode) -> None:
+        self._recorder = recorder
+        self._mode = mode
+        self._memories: dict[Hashable, Memory] = {}
+        self._fingerprints: dict[int, Hashable] = {}
+
+    def forget_fingerprints(self) -> None:
+        """After modules changed (dtype, flags, layout)."""
+        for key in [key for key in self._fingerprints if isinstance(key, int)]:
+            del self._fingerprints[key]
+
+    def wrap(self, owner: torch.nn.Module, method: str, module: str) -> None:
+        """Record `owner.method` as a body called `module`, on this instance only."""
+        real = getattr(owner, method)
+        name = type(owner).__name__ if method == "forward" else method
+        setattr(owner, method, functools.wraps(real)(functools.partial(self._run, owner, real, name, module)))
+
+    def _run(self, owner: torch.nn.Module, real: Callable[..., Any], name: str, module: str, /, *args: Any, **kwargs: Any) -> Any:
+        if self._recorder.depth == 0:
+            return real(*args, **kwargs)
+        key = self._key(owner, name, args, kwargs)
+        if key is not None and (memory := self._memories.get(key)) is not None:
+            return self._again(memory, module, args, kwargs)
+        own = own_weights(owner) if name == type(owner).__name__ else ()
+        self._recorder.enter(module, name, own)
+        out = real(*args, **kwargs)
+        sources = self._sources(out, args, kwargs)
+        done = self._recorder.leave()
+        if key is not None and done is not None:
+            self._remember(key, done, out, sources)
+        return out
+
+    def _key(self, owner: torch.nn.Module, name: str, args: Any, kwargs: Any) -> Hashable | None:
+        try:
+            return (name, fingerprint(owner, self._fingerprints), signature(args), signature(kwargs))
+        except Opaque:
+            return None
+
+    def _sources(self, out: Any, args: Any, kwargs: Any) -> dict[int, int]:
+        """Storage address to argument position, for outputs that live in an argument's storage."""
+        given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
+        return given
+
+    def _remember(self, key: Hashable, done: Done, out: Any, given: dict[int, int]) -> None:
+        numbers = {serial: local for local, serial in done.kept}
+        used: set[int] = set()
+
+        def describe(tensor: torch.Tensor) -> Shape:
+            storage = tensor.untyped_storage()
+            local = numbers.get(self._recorder.serial_of(storage))
+            source = local if local is not None else given.get(storage._cdata)
+            if source is None:
+                if isinstance(tensor, FakeTensor):
+                    raise Opaque("an output that is a weight")
+                source = 1_000_000 + len(used)  # a small table of the module's own, never on the card's account
+            used.add(source)
+            return shape_of(tensor, source)
+
+        try:
+            outputs = mapped(out, describe)
+        except Opaque:
+            return
+        if set(numbers.values()) <= used:
+            self._memories[key] = Memory(recording=done.recording, outputs=outputs)
+
+    def _again(self, memory: Memory, module: str, args: Any, kwargs: Any) -> Any:
+        given = list(tensors((args, kwargs)))
+        bases: dict[int, torch.Tensor] = {}
+
+        def remake(shape: Shape) -> torch.Tensor:
+            if shape.source < 0:
+                argument = given[-1 - shape.source]
+                if argument.size() == shape.size and argument.stride() == shape.stride:
+                    return argument
+                return argument.as_strided(shape.size, shape.stride, shape.offset)
+            return made_anew(shape, bases, self._mode)
+
+        with torch.utils._python_dispatch._disable_current_modes():
+            out = mapped(memory.outputs, remake)
+        storages = {source: base.untyped_storage() for source, base in bases.items() if source < 1_000_000}
+        self._recorder.replay(memory.recording, module, storages)
+        return out
+
+
+def own_weights(module: torch.nn.Module) -> tuple[int, ...]:
+    """Bytes of each weight and buffer the module itself holds."""
+    held = (*module._parameters.values(), *module._buffers.values())
+    return tuple(nbytes(t) for t in held if t is not None and t.numel())

@@ -1,0 +1,133 @@
+"""When two calls do the same: fingerprints of modules, signatures of arguments, and outputs made anew."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+IGNORED = {"layer_idx", "forward", "_apply"}
+"""Attributes that do not change what a module does: `layer_idx` numbers the layers of a transformers model for caches
+of past keys, which diffusion pipelines do not keep; the other two are the tracer's own."""
+
+
+class Opaque(Exception):
+    """A value the tracer cannot compare or make anew."""
+
+
+def fingerprint(module: torch.nn.Module, known: dict[int, Hashable]) -> Hashable:
+    """Equal for modules that do the same to tensors of the same shapes; `known` remembers earlier answers by id."""
+    if id(module) not in known:
+        weights = tuple((name, None if t is None else _shape(t)) for name, t in (*module._parameters.items(), *module._buffers.items()))
+        plain = tuple((name, _trait(value)) for name, value in vars(module).items() if _tells(name))
+        children = tuple((name, child and fingerprint(child, known)) for name, child in module._modules.items())
+        known[id(module)] = _interned((type(module), weights, plain, children), known)
+    return known[id(module)]
+
+
+def _interned(value: Hashable, known: dict[Any, Any]) -> Hashable:
+    """A small number for a large tuple, so that parents compare in one step."""
+    return known.setdefault(("fingerprint", value), ("module", len(known)))
+
+
+def _tells(name: str) -> bool:
+    return name not in IGNORED and not name.startswith(("_parameters", "_buffers", "_modules", "_non_persistent", "_backward", "_forward", "_state_dict", "_load_state", "_is_full"))
+
+
+def _shape(tensor: torch.Tensor) -> Hashable:
+    return (tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, FakeTensor))
+
+
+def _trait(value: Any) -> Hashable:
+    if isinstance(value, SCALARS):
+        return (type(value).__name__, value)
+    if isinstance(value, torch.Tensor):
+        return _shape(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_trait(item) for item in value)
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return (value.__module__, value.__qualname__)
+    if hasattr(value, "__dict__") and "rocessor" in type(value).__name__:
+        return (type(value), tuple((k, _trait(v)) for k, v in vars(value).items()))
+    return ("object", id(value))
+
+
+def signature(value: Any) -> Hashable:
+    """Equal for arguments that differ in nothing but the numbers inside tensors.  Raises Opaque."""
+    if isinstance(value, torch.Tensor):
+        return (*_shape(value), value.storage_offset()) if isinstance(value, FakeTensor) else _shape(value)
+    if isinstance(value, SCALARS):
+        return value
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, *map(signature, value))
+    if isinstance(value, dict):
+        return ("dict", *((key, signature(item)) for key, item in value.items()))
+    if isinstance(value, (types.FunctionType, type)):
+        return (value.__module__, value.__qualname__)
+    raise Opaque(type(value).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One tensor among outputs: where its storage comes from and how it lies in it."""
+
+    source: int
+    """Survivor's local number; -1 - n for the n-th tensor among the arguments."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    nbytes: int
+    real: torch.Tensor | None = None
+
+
+def shape_of(tensor: torch.Tensor, source: int) -> Shape:
+    """How `tensor` lies in its storage."""
+    real = None if isinstance(tensor, FakeTensor) else tensor.detach().clone()
+    return Shape(
+        source=source, size=tuple(tensor.shape), stride=tensor.stride(), offset=tensor.storage_offset(),
+        dtype=tensor.dtype, nbytes=tensor.untyped_storage().nbytes(), real=real,
+    )  # fmt: skip
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same tree with each tensor (or Shape) changed.  Raises Opaque for containers it does not know."""
+    if isinstance(value, (torch.Tensor, Shape)):
+        return change(value)
+    if isinstance(value, SCALARS):
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(mapped(item, change) for item in value)
+    if type(value) is dict:
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, dict) and hasattr(value, "to_tuple"):  # output classes of diffusers and transformers
+        return _Output(type(value), tuple((key, mapped(item, change)) for key, item in value.items()))
+    if isinstance(value, _Output):
+        return value.kind(**{key: mapped(item, change) for key, item in value.items})
+    raise Opaque(type(value).__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    kind: type
+    items: tuple[tuple[str, Any], ...]
+
+
+def made_anew(shape: Shape, bases: dict[int, torch.Tensor], mode: FakeTensorMode) -> torch.Tensor:
+    """A ghost (or a real copy) that lies like `shape` in a storage shared with its siblings through `bases`."""
+    if shape.real is not None:
+        return bases.setdefault(shape.source, shape.real.clone())
+    with mode:
+        if shape.source not in bases:
+            whole = shape.nbytes == prod(shape.size) * shape.dtype.itemsize and shape.offset == 0
+            if whole:
+                bases[shape.source] = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype)
+                return bases[shape.source]
+            bases[shape.source] = torch.empty(shape.nbytes // shape.dtype.itemsize, dtype=shape.dtype)
+        return bases[shape.source].as_strided(shape.size, shape.stride, shape.offset)

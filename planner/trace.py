@@ -1,0 +1,195 @@
+"""Trace: the real pipeline call, run once over ghosts, becomes a program."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from planner.dispatch import Dispatch, Functions, name_of, nbytes
+from planner.errors import TraceFailed
+from planner.ghost import Ghost
+from planner.program import Component, Program, Variant
+from planner.recorder import Recorder
+from planner.replay import Replay
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from planner.request import Request
+
+METHODS = ("encode", "decode", "get_text_features", "get_image_features")
+"""Ways other than calling it in which a pipeline uses a component."""
+HELPERS = ("blend_v", "blend_h", "blend_t")
+"""Parts of tiled coding that run thousands of times on the same shapes."""
+
+Setting = Callable[[Ghost, Variant], None]
+
+
+class Tracer:
+    """Records programs of one ghost.  Bodies that two variants share are recorded once."""
+
+    def __init__(self, ghost: Ghost, prepare: Setting) -> None:
+        self._ghost = ghost
+        self._prepare = prepare
+        self._recorder = Recorder()
+        self._replay = Replay(self._recorder, ghost.mode)
+        for name, module in ghost.modules():
+            self._wrap(name, module)
+
+    def trace(self, request: Request, variant: Variant) -> Program:
+        """The program of one call.  Raises TraceFailed with the pipeline's own words."""
+        self._prepare(self._ghost, variant)
+        self._replay.forget_fingerprints()
+        components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
+        recorder = self._recorder
+        recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
+        recorder.enter("", type(self._ghost.pipe).__name__)
+        try:
+            with torch.no_grad(), Functions(recorder, self._ghost.mode), Dispatch(recorder, self._ghost.mode):
+                out = self._ghost.pipe(**call_arguments(self._ghost.pipe, request, variant))
+            done = recorder.leave()
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError) as error:
+            raise TraceFailed(f"{type(self._ghost.pipe).__name__} refused the request: {error}") from error
+        finally:
+            recorder.abandon()
+        del out
+        assert done is not None, "the outermost body has no caller to be written into"
+        return Program(
+            pipeline=type(self._ghost.pipe).__name__,
+            variant=variant,
+            components=components,
+            chain=tuple((getattr(self._ghost.pipe, "model_cpu_offload_seq", None) or "").split("->")),
+            excluded=frozenset(getattr(self._ghost.pipe, "_exclude_from_cpu_offload", ())),
+            kernels=tuple(recorder.kernels),
+            recordings=tuple(recorder.recordings),
+            course=done.recording,
+        )
+
+    def _wrap(self, component: str, module: torch.nn.Module) -> None:
+        for path, part in module.named_modules():
+            self._replay.wrap(part, "forward", path.rpartition(".")[2] or component)
+        for method in METHODS:
+            if callable(getattr(module, method, None)):
+                self._replay.wrap(module, method, f"{component}.{method}")
+        for method in HELPERS:
+            if callable(getattr(module, method, None)):
+                self._replay.wrap(module, method, "")
+        for part in module.modules():
+            object.__setattr__(part, "_apply", _Applier(self, component, module, part))
+
+    def changed(self, component: str, module: torch.nn.Module) -> None:
+        """A component's weights were cast while the pipeline ran."""
+        self._replay.forget_fingerprints()
+        self._recorder.ignore((*module.parameters(), *module.buffers()))
+        if self._recorder.depth:
+            self._recorder.cast(component, weights_of(module))
+
+
+class _Applier:
+    """`Module._apply` of a ghost: torch's own swaps tensor data, which ghosts do not allow."""
+
+    def __init__(self, tracer: Tracer, component: str, root: torch.nn.Module, part: torch.nn.Module) -> None:
+        self._tracer, self._component, self._root, self._part = tracer, component, root, part
+
+    def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
+        before, done = weights_of(self._root), {}
+        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+            for module in self._part.modules() if recurse else (self._part,):
+                for table in (module._parameters, module._buffers):
+                    for name, tensor in table.items():
+                        if tensor is not None:
+                            table[name] = _once(tensor, change, done)
+        if weights_of(self._root) != before:
+            self._tracer.changed(self._component, self._root)
+        return self._part
+
+
+def _once(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], done: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(tensor) not in done:
+        changed = change(tensor)
+        is_weight = isinstance(tensor, torch.nn.Parameter)
+        done[id(tensor)] = torch.nn.Parameter(changed, requires_grad=False) if is_weight else changed
+    return done[id(tensor)]
+
+
+def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, Any]:
+    """Arguments of the pipeline call that the request stands for, as far as this pipeline takes them."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    prompts, images = split(request.prompts, request.images, variant.splits)
+    words = " ".join(["word"] * (request.prompt_tokens or PROMPT_TOKENS))
+    wanted: dict[str, Any] = {
+        "prompt": [words] * prompts if prompts > 1 else words,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.frames,
+        "num_images_per_prompt": images,
+        "num_videos_per_prompt": images,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "output_type": "np",
+        **dict(request.extra),
+    }
+    return {name: value for name, value in wanted.items() if name in accepted and value is not None}
+
+
+PROMPT_TOKENS = 64
+"""Tokens assumed for a prompt where the pipeline does not pad: about fifty words."""
+
+
+def split(prompts: int, images: int, splits: int) -> tuple[int, int]:
+    """Prompts and images per prompt of the largest of `splits` calls: whole prompts first, then their images."""
+    if splits <= prompts:
+        return -(-prompts // splits), images
+    return 1, -(-images // -(-splits // prompts))
+
+
+def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
+    """What the planner needs to know of a component."""
+    tile = getattr(module, "tile_sample_min_size", None) or getattr(module, "tile_sample_min_height", 0)
+    dtype = max((p.dtype for p in module.parameters()), key=lambda d: _share(module, d), default=torch.float32)
+    return Component(
+        name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
+        traits=frozenset(trait for trait, has in _traits(name, module) if has),
+        tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
+    )  # fmt: skip
+
+
+def _share(module: torch.nn.Module, dtype: torch.dtype) -> int:
+    return sum(p.numel() for p in module.parameters() if p.dtype == dtype)
+
+
+def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
+    ranks = {p.dim() for p in module.parameters()}
+    return (
+        ("denoiser", name in ("unet", "transformer", "transformer_2", "prior", "decoder")),
+        ("autoencoder", hasattr(module, "decode") and hasattr(module, "encode")),
+        ("text_encoder", name.startswith("text_encoder")),
+        ("tiling", hasattr(module, "enable_tiling") and hasattr(module, "use_tiling")),
+        ("slicing", hasattr(module, "enable_slicing") and hasattr(module, "use_slicing")),
+        ("attention_slicing", hasattr(module, "set_attention_slice")),
+        ("processors", hasattr(module, "attn_processors")),
+        ("attention_backend", _has_backend(module)),
+        ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
+        ("conv2d", 4 in ranks and 5 not in ranks),
+    )
+
+
+def _has_backend(module: torch.nn.Module) -> bool:
+    parts = (getattr(m, "processor", None) for m in module.modules())
+    return any(hasattr(type(p), "_attention_backend") for p in parts)
+
+
+def _factor(name: str, pipe: Any) -> int:
+    factors = ("vae_scale_factor_spatial", "vae_scale_factor")
+    return next((getattr(pipe, f) for f in factors if isinstance(getattr(pipe, f, None), int)), 8) if "vae" in name else 1
+
+
+def weights_of(module: torch.nn.Module) -> tuple[int, ...]:
+    """Bytes of each parameter and buffer, tied ones once, in the order in which `Module.to` moves them."""
+    seen: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and tensor.numel():
+                seen.setdefault(id(tensor), tensor)
+    return tuple(nbytes(t) for t in seen.values())
