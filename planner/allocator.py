@@ -1,0 +1,217 @@
+"""PyTorch's CUDA caching allocator, replayed in numbers: will these requests run under a cap of so many bytes?
+
+Rules and constants: PyTorch's c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, default settings.
+One stream.  Streams never share free blocks, so a second one would bring its own two pools; a block knows its pool.
+"""
+
+from __future__ import annotations
+
+from planner.blocks import Block, Pool
+from planner.errors import PlannerError
+
+# In the source: kMinBlockSize, kSmallSize, kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge.
+MINIMUM = 512
+SMALL_REQUEST = 2**20
+SMALL_SEGMENT = 2 * 2**20
+HUGE_REQUEST = 10 * 2**20
+LARGE_SEGMENT = 20 * 2**20
+HUGE_ROUNDING = 2 * 2**20
+
+UNBOUNDED = 2**48
+"""More bytes than any card has."""
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
+def segment_size(rounded: int) -> int:
+    """Bytes asked of the driver for a request of `rounded` bytes that no cached block can serve."""
+    if rounded <= SMALL_REQUEST:
+        return SMALL_SEGMENT
+    return LARGE_SEGMENT if rounded < HUGE_REQUEST else round_up(rounded, HUGE_ROUNDING)
+
+
+class OutOfMemory(PlannerError):
+    """A request that could not be had, not even after the cache was emptied; all figures in bytes."""
+
+    def __init__(self, *, size: int, allocated: int, reserved: int, capacity: int) -> None:
+        self.size, self.allocated, self.reserved, self.capacity = size, allocated, reserved, capacity
+        super().__init__(
+            f"{size:,} bytes were asked for while {allocated:,} were in use and {reserved:,} reserved of {capacity:,}; "
+            "choose a leaner plan or a larger budget."
+        )
+
+
+class Allocator:
+    """The allocator after the requests so far; all figures in bytes.
+
+    `capacity` is what the driver can give, by default all of the card; `limit` is what
+    `torch.cuda.set_per_process_memory_fraction` allows.  They differ for expandable segments only, which may map beyond
+    the limit by part of a page.  `total` is the size of the card, and sets the address range of expandable segments.
+    """
+
+    allocated: int
+    """Bytes in blocks in use, as `torch.cuda.memory_allocated`."""
+    reserved: int
+    """Bytes held from the driver, as `torch.cuda.memory_reserved`."""
+    retries: int
+    """Requests that first had to empty the cache (`num_alloc_retries`)."""
+
+    def __init__(
+        self,
+        *,
+        capacity: int | None = None,
+        limit: int | None = None,
+        total: int | None = None,
+        expandable: bool = False,
+    ) -> None:
+        card = UNBOUNDED if total is None else total
+        self._capacity = card if capacity is None else capacity
+        self._limit = UNBOUNDED if limit is None else limit
+        self._span = max(1, (self._capacity if total is None else total) * 9 // 8)
+        self._expandable = expandable
+        self._small = Pool(page=SMALL_SEGMENT, least_rest=MINIMUM)
+        self._large = Pool(page=LARGE_SEGMENT, least_rest=MINIMUM if expandable else SMALL_REQUEST + MINIMUM)
+        self._next_address = 0
+        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = 0
+
+    def malloc(self, size: int) -> Block | None:
+        """A block for `size` bytes, None for zero; OutOfMemory when not even an empty cache makes room."""
+        if size == 0:
+            return None
+        rounded = (size + MINIMUM - 1) & -MINIMUM
+        pool = self._small if rounded <= SMALL_REQUEST else self._large
+        block = pool.free.best_fit(rounded, expandable=self._expandable)
+        if block is None:
+            block = self._grow(pool, rounded)
+        block.state = "used"
+        if block.size - rounded >= pool.least_rest:
+            pool.put(block.cut(rounded), "free")
+        self.allocated += block.size
+        if self.allocated > self.peak_allocated:  # noqa: PLR1730 (max is slower, and this line runs for every tensor)
+            self.peak_allocated = self.allocated
+        return block
+
+    def free(self, block: Block | None) -> None:
+        """Return a block to the cache; ValueError when it is there already."""
+        if block is None:
+            return
+        if block.state != "used":
+            raise ValueError(f"the block at {block.address:#x} was freed before; free each block once.")
+        self.allocated -= block.size
+        block.pool.put(block, "free")
+
+    def can_malloc(self, size: int) -> bool:
+        """Try a request and give it back, as cuDNN does for an engine's workspace.
+
+        The attempt leaves its traces: a larger cache when it succeeds, an emptied one and a retry when it does not.
+        """
+        try:
+            self.free(self.malloc(size))
+        except OutOfMemory:
+            return False
+        return True
+
+    def empty_cache(self) -> None:
+        """Return to the driver every segment, or page of an expandable segment, of which no byte is in use."""
+        for pool in (self._large, self._small):
+            for block in pool.free.blocks():
+                if self._expandable:
+                    self._unmap(block)
+                elif block.left is None and block.right is None:
+                    pool.take(block)
+                    self.reserved -= block.size
+
+    def reset_peaks(self) -> None:
+        """Let the peaks start again from what is held now."""
+        self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+
+    def _grow(self, pool: Pool, rounded: int) -> Block:
+        block = self._obtain(pool, rounded)
+        if block is None:
+            self.retries += 1
+            self.empty_cache()
+            block = self._obtain(pool, rounded)
+        if block is None:
+            bound = min(self._capacity, self._limit)
+            raise OutOfMemory(size=rounded, allocated=self.allocated, reserved=self.reserved, capacity=bound)
+        return block
+
+    def _obtain(self, pool: Pool, rounded: int) -> Block | None:
+        segment = segment_size(rounded)
+        if self.reserved + segment > self._limit:
+            return None
+        if self._expandable:
+            return self._expand(pool, rounded)
+        return Block(self._addresses(segment, HUGE_ROUNDING), segment, pool) if self._charge(segment) else None
+
+    def _charge(self, size: int) -> bool:
+        if self.reserved + size > self._capacity:
+            return False
+        self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return True
+
+    def _addresses(self, size: int, alignment: int) -> int:
+        """A fresh range.  Addresses only rise, which settles the choice between free blocks of one size."""
+        start = round_up(self._next_address, alignment)
+        self._next_address = start + size
+        return start
+
+    def _expand(self, pool: Pool, rounded: int) -> Block | None:
+        """Map pages until a free block has `rounded` bytes, and take it; None, with some mapped, when they run out."""
+        block: Block | None = self._room(pool, rounded)
+        if block is not None and block.state == "unmapped":
+            block = self._map(block, rounded)
+        while block is not None and block.size < rounded:
+            assert block.right is not None
+            block = self._map(block.right, rounded - block.size)
+        if block is not None:
+            pool.take(block)
+        return block
+
+    def _room(self, pool: Pool, rounded: int) -> Block:
+        """The first of a row of idle blocks that together have room, in a new segment if need be."""
+        for block in pool.unmapped.blocks():
+            first = block.left if block.left is not None and block.left.state == "free" else block
+            room, end = first.size, first.right
+            while end is not None and end.state != "used":
+                room, end = room + end.size, end.right
+            if room >= rounded:
+                return first
+        span = round_up(self._span, pool.page)
+        segment = Block(self._addresses(span, pool.page), span, pool)
+        pool.put(segment, "unmapped")
+        return segment
+
+    def _map(self, block: Block, wanted: int) -> Block | None:
+        """Put memory behind as much of an unmapped block as is wanted and there."""
+        pool = block.pool
+        mapped = round_up(min(block.size, wanted), pool.page)
+        if not self._charge(mapped):
+            return None
+        pool.take(block)
+        if mapped < block.size:
+            pool.put(block.cut(mapped), "unmapped")
+        pool.put(block, "free")
+        return block
+
+    def _unmap(self, block: Block) -> None:
+        """Return the whole pages inside a free block; a segment left without pages is given up."""
+        pool = block.pool
+        start = round_up(block.address, pool.page)
+        end = (block.address + block.size) // pool.page * pool.page
+        if start >= end:
+            return
+        pool.take(block)
+        self.reserved -= end - start
+        if end < block.address + block.size:
+            pool.put(block.cut(end - block.address), "free")
+        if start > block.address:
+            head, block = block, block.cut(start - block.address)
+            pool.put(head, "free")
+        pool.put(block, "unmapped")
+        if block.left is None and block.right is None:
+            pool.take(block)
