@@ -1,0 +1,229 @@
+"""Attention backends: which kernel computes softmax(QKᵀ)V in the models diffusers lets one choose for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from planner.device import Device
+from planner.errors import ApplyFailed
+from planner.program import Attention, Call, Component, Enter, Exit, Program, Run, Variant
+from planner.request import Request
+from planner.techniques.base import Option, Undo
+from planner.techniques.live import in_reverse, modules, remember, undone_on_error
+
+DISPATCHED = {
+    "flash": "_native_flash", "efficient": "_native_efficient", "cudnn": "_native_cudnn", "math": "_native_math",
+    "xformers": "xformers",
+}  # fmt: skip
+"""Names of diffusers' `set_attention_backend`."""
+KERNELS = ("flash", "mem_efficient", "cudnn", "math")
+"""Kernels that torch.backends.cuda can switch, by the middle of their functions' names."""
+SWITCHED_OFF = {"flash": ("cudnn",), "efficient": ("flash", "cudnn"), "math": ("flash", "mem_efficient", "cudnn")}
+"""Kernels withheld from torch's choice so that it comes to the wanted one, or to the next where that cannot serve."""
+HALF = ("float16", "bfloat16")
+TRAITS = ("attention_backend", "processors", "attention_slicing")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBackend:
+    """One backend for every attention that diffusers can switch.  Exact: the same sum in another order."""
+
+    name: str = "attention"
+
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        return tuple(
+            Option(technique=self.name, value=backend, calls=calls)
+            for backend in (*DISPATCHED, "sliced")
+            if (calls := _calls(program, backend)) and _serves(program, device, backend)
+        )
+
+    def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
+        return variant
+
+    def apply(self, pipe: Any, option: Option) -> Undo:
+        backend = str(option.value)
+        undo = in_reverse((_remember_processors(pipe), _remember_process()))
+        with undone_on_error(undo):
+            if backend == "sliced":
+                pipe.enable_attention_slicing("max")
+            elif dispatching := [part for part in modules(pipe).values() if dispatches(part)]:
+                for part in dispatching:
+                    part.set_attention_backend(DISPATCHED[backend])
+            elif backend == "xformers":
+                pipe.enable_xformers_memory_efficient_attention()
+            elif backend in SWITCHED_OFF:
+                for kernel in SWITCHED_OFF[backend]:
+                    _sdp(kernel)[1](False)
+            else:
+                raise ApplyFailed(f"{backend} was asked for, but 0 models here take it; choose {'/'.join(SWITCHED_OFF)}.")
+        return undo
+
+    def rewrite(self, program: Program, option: Option) -> Program:
+        """Every switchable attention that the backend can serve gets it; the others keep torch's choice."""
+        backend = str(option.value)
+        chosen = _indices(program, backend)
+        kernels = tuple(
+            replace(kernel, backend=backend) if index in chosen and isinstance(kernel, Attention) else kernel
+            for index, kernel in enumerate(program.kernels)
+        )
+        return replace(program, kernels=kernels)
+
+
+def dispatches(model: Any) -> bool:
+    """Whether `set_attention_backend` has an effect on this model: some processor of it asks the dispatcher."""
+    return any(hasattr(getattr(part, "processor", None), "_attention_backend") for part in model.modules())
+
+
+def fits(backend: str, kernel: Attention) -> bool:
+    """Whether the backend has a kernel for this shape (torch 2.6–2.14, sdp_utils.cpp; xFormers 0.0.29–0.0.35)."""
+    half, same = kernel.dtype in HALF, kernel.head_size == kernel.value_size
+    if backend == "flash":
+        return half and same and kernel.head_size <= 256 and kernel.mask == "none"
+    if backend == "cudnn":
+        return half and kernel.head_size <= 128 and kernel.head_size % 8 == 0 and kernel.keys > 1
+    if backend in ("efficient", "xformers"):
+        return kernel.head_size % (8 if half else 4) == 0
+    return True
+
+
+def _serves(program: Program, device: Device, backend: str) -> bool:
+    """Whether the card and the library have it, and at least one kernel (with a dispatcher: every kernel) can use it."""
+    kernels = [program.kernels[index] for index in _candidates(program, backend)]
+    attentions = [kernel for kernel in kernels if isinstance(kernel, Attention)]
+    fitting = [fits(backend, kernel) for kernel in attentions]
+    enough = all(fitting) if _dispatching(program) else any(fitting)
+    return bool(attentions) and enough and all(_card_serves(device, backend, kernel.dtype) for kernel in attentions)
+
+
+def _card_serves(device: Device, backend: str, dtype: str) -> bool:
+    if backend in ("flash", "cudnn"):
+        return device.compute_capability >= (8, 0)
+    if backend == "efficient":
+        return dtype != "bfloat16" or device.compute_capability >= (8, 0)
+    if backend == "xformers":  # its general kernel ends with compute capability 9.0
+        return device.compute_capability <= (9, 0) and importlib.util.find_spec("xformers") is not None
+    return True
+
+
+def _calls(program: Program, backend: str) -> tuple[str, ...]:
+    """The diffusers or torch statements that choose the backend; empty where this pipeline cannot."""
+    if backend == "sliced":
+        able = any("attention_slicing" in component.traits for component in program.components)
+        return ('pipe.enable_attention_slicing("max")',) if able else ()
+    if names := _dispatching(program):
+        return tuple(f'pipe.{name}.set_attention_backend("{DISPATCHED[backend]}")' for name in names)
+    if not any("processors" in component.traits for component in program.components):
+        return ()
+    if backend == "xformers":
+        return ("pipe.enable_xformers_memory_efficient_attention()",)
+    return tuple(f"torch.backends.cuda.enable_{kernel}_sdp(False)" for kernel in SWITCHED_OFF.get(backend, ()))
+
+
+def _dispatching(program: Program) -> tuple[str, ...]:
+    return tuple(component.name for component in program.components if "attention_backend" in component.traits)
+
+
+def _concerned(program: Program, backend: str) -> Callable[[Component], bool]:
+    """Which components the backend reaches: those that slice, else those that dispatch, else all with processors."""
+    if backend == "sliced":
+        return lambda component: "attention_slicing" in component.traits
+    trait = "attention_backend" if _dispatching(program) else "processors"
+    return lambda component: trait in component.traits
+
+
+def _candidates(program: Program, backend: str) -> frozenset[int]:
+    reached = _concerned(program, backend)
+    names = {component.name for component in program.components if reached(component)}
+    return frozenset(
+        index
+        for owner, index in _runs(program)
+        if owner in names and isinstance(kernel := program.kernels[index], Attention) and kernel.switchable
+    )
+
+
+def _indices(program: Program, backend: str) -> frozenset[int]:
+    kernels = program.kernels
+    return frozenset(
+        index
+        for index in _candidates(program, backend)
+        if isinstance(kernel := kernels[index], Attention) and fits(backend, kernel)
+    )
+
+
+def _runs(program: Program) -> Iterator[tuple[str, int]]:
+    """Every (component, kernel) that runs; a recording called twice from one component is read once."""
+    seen: set[tuple[str, int]] = set()
+    components = {component.name for component in program.components}
+
+    def walk(recording: int, owner: str) -> Iterator[tuple[str, int]]:
+        inside = [owner]
+        for event in program.recordings[recording].events:
+            if isinstance(event, Run):
+                yield inside[-1], event.kernel
+            elif isinstance(event, Enter):
+                inside.append(_owner(event.module, inside[-1], components))
+            elif isinstance(event, Exit):
+                inside.pop()
+            elif isinstance(event, Call):
+                key = (_owner(event.module, inside[-1], components), event.recording)
+                if key not in seen:
+                    seen.add(key)
+                    yield from walk(event.recording, key[0])
+
+    yield from walk(program.course, "")
+
+
+def _owner(module: str, owner: str, components: set[str]) -> str:
+    return module.partition(".")[0] if not owner and module.partition(".")[0] in components else owner
+
+
+def _remember_processors(pipe: Any) -> Undo:
+    """The processor object of every attention, and the backend each of them asks for."""
+    undos: list[Undo] = []
+    for model in modules(pipe).values():
+        for part in model.modules():
+            processor = getattr(part, "processor", None)
+            if processor is None or not hasattr(part, "set_processor"):
+                continue
+            undos.append(_Seat(part, processor))
+            undos.append(remember(processor, "_attention_backend"))
+    return in_reverse(undos)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seat:
+    """Puts a processor back on its attention, as a submodule when it is one (IP-Adapter) and plainly when not."""
+
+    attention: Any
+    processor: Any
+
+    def __call__(self) -> None:
+        vars(self.attention).pop("processor", None)
+        self.attention._modules.pop("processor", None)
+        self.attention.processor = self.processor
+
+
+def _remember_process() -> Undo:
+    """diffusers' active backend and torch's kernel switches, both of which hold for the whole process."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    active = Registry.get_active_backend()[0]
+    enabled = [(kernel, _sdp(kernel)[0]()) for kernel in KERNELS]
+
+    def restore() -> None:
+        Registry.set_active_backend(active)
+        for kernel, was in enabled:
+            _sdp(kernel)[1](was)
+
+    return restore
+
+
+def _sdp(kernel: str) -> tuple[Callable[[], bool], Callable[[bool], None]]:
+    """How to ask and to set whether torch may use one of its attention kernels."""
+    import torch
+
+    cuda = torch.backends.cuda
+    return getattr(cuda, f"{kernel}_sdp_enabled"), getattr(cuda, f"enable_{kernel}_sdp")

@@ -1,0 +1,71 @@
+"""Small tools for configuring a live pipeline: find its modules, remember what is about to change, put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Undo = Callable[[], None]
+
+
+def modules(pipe: Any) -> dict[str, Any]:
+    """The components that are torch modules, by name, in the pipeline's order."""
+    import torch
+
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def parts(pipe: Any) -> Iterator[Any]:
+    """Every module of every component, each once."""
+    seen: set[int] = set()
+    for component in modules(pipe).values():
+        for part in component.modules():
+            if id(part) not in seen:
+                seen.add(id(part))
+                yield part
+
+
+def tensors(pipe: Any) -> Iterator[Any]:
+    """Every parameter and buffer of every component, tied ones once."""
+    seen: set[int] = set()
+    for part in parts(pipe):
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def remember(owner: object, *names: str) -> Undo:
+    """What restores these instance attributes of `owner`; one that is absent now is absent again afterwards."""
+    before = {name: vars(owner)[name] for name in names if name in vars(owner)}
+
+    def restore() -> None:
+        for name in names:
+            if name in before:
+                vars(owner)[name] = before[name]
+            else:
+                vars(owner).pop(name, None)
+
+    return restore
+
+
+def in_reverse(undos: Iterable[Undo]) -> Undo:
+    """One undo for several, the latest first."""
+    steps = tuple(undos)
+
+    def undo() -> None:
+        for step in reversed(steps):
+            step()
+
+    return undo
+
+
+@contextmanager
+def undone_on_error(undo: Undo) -> Iterator[None]:
+    """Run the body; if it raises, take back what it did and let the error go on."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise

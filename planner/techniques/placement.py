@@ -1,0 +1,110 @@
+"""Placement: where weights wait and when they travel to the card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planner.device import Device
+from planner.errors import ApplyFailed
+from planner.program import Program, Variant
+from planner.request import Request
+from planner.techniques.base import Option, Undo
+from planner.techniques.live import in_reverse, modules, parts, remember, tensors, undone_on_error
+
+CALLS = {"model": "pipe.enable_model_cpu_offload()", "sequential": "pipe.enable_sequential_cpu_offload()"}
+STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id")
+"""What diffusers' offloading leaves on a pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Components resident on the card, moved there one at a time, or weight by weight.  Exact."""
+
+    device: str = ""
+    """Where the pipeline computes; empty: cuda where there is one, else cpu."""
+    name: str = "placement"
+
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        able = tuple(value for value in CALLS if value != "model" or any(program.chain))
+        return tuple(Option(technique=self.name, value=value, calls=(CALLS[value],)) for value in able)
+
+    def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
+        return variant
+
+    def apply(self, pipe: Any, option: Option) -> Undo:
+        if offloaded := [name for name, module in modules(pipe).items() if _is_offloaded(module)]:
+            raise ApplyFailed(
+                f"{', '.join(offloaded)} ({len(offloaded)} components) are offloaded already; "
+                "call pipe.remove_all_hooks() and pipe.to('cpu') first."
+            )
+        device, undo = self.device or _default_device(), _remember_places(pipe)
+        with undone_on_error(undo):
+            if option.value == "model":
+                pipe.enable_model_cpu_offload(device=device)
+            elif option.value == "sequential" and device == "cpu":
+                _sequential_on_cpu(pipe)
+            elif option.value == "sequential":
+                pipe.enable_sequential_cpu_offload(device=device)
+            else:
+                pipe.to(device)
+        return undo
+
+    def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
+        return program
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sequential_on_cpu(pipe: Any) -> None:
+    """The hooks of `enable_sequential_cpu_offload` without a card.
+
+    diffusers asks for the device `cpu:0`, to which torch copies what lies on `cpu`, and accelerate then loses the
+    weights' type; asked for `cpu`, the same hooks work.
+    """
+    import torch
+    from accelerate import cpu_offload
+
+    pipe.remove_all_hooks()
+    pipe._offload_device = torch.device("cpu")
+    for name, module in modules(pipe).items():
+        if name not in pipe._exclude_from_cpu_offload:
+            cpu_offload(module, pipe._offload_device, offload_buffers=len(module._parameters) > 0)
+
+
+def _is_offloaded(module: Any) -> bool:
+    return any(hasattr(part, "_hf_hook") or _groups(part) for part in module.modules())
+
+
+def _groups(part: Any) -> bool:
+    """Whether diffusers' group offload moves this module."""
+    registry = getattr(part, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
+
+
+def _remember_places(pipe: Any) -> Undo:
+    """What takes hooks off, puts every weight object back in its seat and moves it where it was.
+
+    Sequential offload replaces weights by empty ones and would come back with untied copies; the objects themselves
+    went to the CPU before that and still hold the bytes.
+    """
+    devices = [(tensor, tensor.device) for tensor in tensors(pipe)]
+    seats = [(table, dict(table)) for part in parts(pipe) for table in (part._parameters, part._buffers)]
+    forwards = in_reverse(remember(part, "forward", "_old_forward", "_hf_hook") for part in parts(pipe))
+    attributes = remember(pipe, *STATE)
+
+    def undo() -> None:
+        pipe.remove_all_hooks()
+        forwards()
+        attributes()
+        for table, tenants in seats:
+            table.update(tenants)
+        for tensor, device in devices:
+            if tensor.device != device:
+                tensor.data = tensor.data.to(device)
+
+    return undo

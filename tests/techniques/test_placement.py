@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from planner.errors import ApplyFailed
+from planner.snapshot import snapshot
+from planner.techniques.base import Option
+from planner.techniques.placement import Placement
+
+from . import programs, tiny
+
+PLACEMENT = Placement(device="cpu")
+
+
+@pytest.mark.parametrize("value", ["resident", "model", "sequential"])
+def test_exact_during_and_after(pipe: Any, value: str) -> None:
+    before, output = snapshot(pipe), tiny.run(pipe)
+    undo = PLACEMENT.apply(pipe, Option(technique="placement", value=value))
+    assert torch.equal(tiny.run(pipe), output)
+    assert torch.equal(tiny.run(pipe), output)
+    undo()
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
+
+
+@pytest.mark.parametrize("value", ["model", "sequential"])
+def test_offload_hooks_are_real(sd: Any, value: str) -> None:
+    undo = PLACEMENT.apply(sd, Option(technique="placement", value=value))
+    assert hasattr(sd.unet if value == "model" else sd.unet.conv_in, "_hf_hook")
+    assert sd._offload_device.type == "cpu"
+    assert sd.unet.conv_in.weight.is_meta == (value == "sequential")
+    undo()
+    assert not hasattr(sd, "_offload_device")
+    assert not any(hasattr(part, "_hf_hook") for part in sd.unet.modules())
+
+
+def test_tied_weights_stay_tied(wan: Any) -> None:
+    text = wan.text_encoder
+    assert text.shared.weight is text.encoder.embed_tokens.weight
+    PLACEMENT.apply(wan, Option(technique="placement", value="sequential"))()
+    assert text.shared.weight is text.encoder.embed_tokens.weight
+
+
+def test_refuses_a_pipeline_that_is_offloaded_already(sd: Any) -> None:
+    sd.enable_model_cpu_offload(device="cpu")
+    before = snapshot(sd)
+    with pytest.raises(ApplyFailed, match="remove_all_hooks"):
+        PLACEMENT.apply(sd, Option(technique="placement", value="sequential"))
+    assert before == snapshot(sd)
+
+
+def test_a_failure_leaves_no_trace(sd: Any) -> None:
+    before = snapshot(sd)
+    sd.model_cpu_offload_seq = None
+    with pytest.raises(ValueError, match="model_cpu_offload_seq"):
+        PLACEMENT.apply(sd, Option(technique="placement", value="model"))
+    assert before.difference(snapshot(sd)) == ()
+
+
+def test_model_offload_needs_a_chain() -> None:
+    from dataclasses import replace
+
+    from planner.request import Request
+
+    request = Request(height=512, width=512)
+    whole = programs.program(programs.unet(), programs.vae())
+    assert [o.value for o in PLACEMENT.options(whole, programs.device(), request)] == ["model", "sequential"]
+    chainless = replace(whole, chain=())
+    assert [o.value for o in PLACEMENT.options(chainless, programs.device(), request)] == ["sequential"]
