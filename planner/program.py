@@ -62,6 +62,8 @@ class Attention:
     head_size: int
     value_size: int
     mask: Literal["none", "bool", "float"] = "none"
+    mask_size: int = 0
+    """Elements of the mask."""
     causal: bool = False
     backend: str = "auto"
     """auto, flash, efficient, cudnn, math, xformers or sliced."""
@@ -137,7 +139,8 @@ Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One body.  `own` holds the bytes of each parameter and buffer the module itself has, not its children's."""
+    """One body.  `own` holds the bytes of each weight that the module itself has, not its children's, and that
+    sequential offload moves."""
 
     name: str
     """Class of the module, or name of the method."""
@@ -155,6 +158,8 @@ class Component:
     dtype: str
     weights: tuple[int, ...]
     """Bytes of every parameter and buffer, tied ones once, in the order in which they move."""
+    anchored: tuple[int, ...] = ()
+    """Bytes of those buffers that stay on the card when the parameters are offloaded one by one."""
     traits: frozenset[str] = frozenset()
     """What it can do: tiling, slicing, attention_slicing, attention_backend, processors, conv2d, repeated_blocks,
     denoiser, autoencoder, text_encoder."""
@@ -190,6 +195,8 @@ class Program:
     """`model_cpu_offload_seq`, in order; empty where the pipeline has none."""
     excluded: frozenset[str]
     """Components that diffusers' offloading leaves on the card."""
+    tracing: Literal["none", "jit", "compile"] = "none"
+    """How the denoiser runs: kernel by kernel from Python, traced, or compiled."""
     kernels: tuple[Kernel, ...] = field(repr=False)
     recordings: tuple[Recording, ...] = field(repr=False)
     course: int
@@ -204,4 +211,5 @@ class Program:
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""
         body = replace(self.recordings[self.course], events=events)
-        return replace(self, recordings=(*self.recordings, body), course=len(self.recordings))
+        recordings = (*self.recordings[: self.course], body, *self.recordings[self.course + 1 :])
+        return replace(self, recordings=recordings)

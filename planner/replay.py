@@ -20,6 +20,10 @@ from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
 
 
+OUTSIDE = 10**9
+"""From here on a shape's source is a table the module keeps, on nobody's account."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """A recorded call that can be replayed: its recording and the outputs' shapes."""
@@ -42,25 +46,35 @@ class Replay:
         for key in [key for key in self._fingerprints if isinstance(key, int)]:
             del self._fingerprints[key]
 
-    def wrap(self, owner: torch.nn.Module, method: str, module: str) -> None:
-        """Record `owner.method` as a body called `module`, on this instance only."""
+    def wrap(self, owner: torch.nn.Module, method: str, module: str, *, buffers: bool = False) -> None:
+        """Record `owner.method` as a body called `module`, on this instance only.
+
+        `buffers` says whether sequential offload moves the component's buffers too.
+        """
         real = getattr(owner, method)
         name = type(owner).__name__ if method == "forward" else method
-        setattr(owner, method, functools.wraps(real)(functools.partial(self._run, owner, real, name, module)))
 
-    def _run(self, owner: torch.nn.Module, real: Callable[..., Any], name: str, module: str, /, *args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(real)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            return self._run(owner, real, name, module, buffers, args, kwargs)
+
+        setattr(owner, method, recorded)
+
+    def _run(
+        self, owner: torch.nn.Module, real: Callable[..., Any], name: str, module: str, buffers: bool, args: Any, kwargs: Any
+    ) -> Any:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
         key = self._key(owner, name, args, kwargs)
         if key is not None and (memory := self._memories.get(key)) is not None:
             return self._again(memory, module, args, kwargs)
-        own = own_weights(owner) if name == type(owner).__name__ else ()
+        own = own_weights(owner, buffers=buffers) if name == type(owner).__name__ else ()
         self._recorder.enter(module, name, own)
         out = real(*args, **kwargs)
-        sources = self._sources(out, args, kwargs)
+        given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
         done = self._recorder.leave()
         if key is not None and done is not None:
-            self._remember(key, done, out, sources)
+            self._remember(key, done, out, given)
         return out
 
     def _key(self, owner: torch.nn.Module, name: str, args: Any, kwargs: Any) -> Hashable | None:
@@ -68,11 +82,6 @@ class Replay:
             return (name, fingerprint(owner, self._fingerprints), signature(args), signature(kwargs))
         except Opaque:
             return None
-
-    def _sources(self, out: Any, args: Any, kwargs: Any) -> dict[int, int]:
-        """Storage address to argument position, for outputs that live in an argument's storage."""
-        given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
-        return given
 
     def _remember(self, key: Hashable, done: Done, out: Any, given: dict[int, int]) -> None:
         numbers = {serial: local for local, serial in done.kept}
@@ -85,7 +94,7 @@ class Replay:
             if source is None:
                 if isinstance(tensor, FakeTensor):
                     raise Opaque("an output that is a weight")
-                source = 1_000_000 + len(used)  # a small table of the module's own, never on the card's account
+                source = OUTSIDE + len(used)  # a small table of the module's own, never on the card's account
             used.add(source)
             return shape_of(tensor, source)
 
@@ -110,12 +119,12 @@ class Replay:
 
         with torch.utils._python_dispatch._disable_current_modes():
             out = mapped(memory.outputs, remake)
-        storages = {source: base.untyped_storage() for source, base in bases.items() if source < 1_000_000}
+        storages = {source: base.untyped_storage() for source, base in bases.items() if source < OUTSIDE}
         self._recorder.replay(memory.recording, module, storages)
         return out
 
 
-def own_weights(module: torch.nn.Module) -> tuple[int, ...]:
-    """Bytes of each weight and buffer the module itself holds."""
-    held = (*module._parameters.values(), *module._buffers.values())
+def own_weights(module: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
+    """Bytes of each parameter, and perhaps buffer, that the module itself holds."""
+    held = (*module._parameters.values(), *(module._buffers.values() if buffers else ()))
     return tuple(nbytes(t) for t in held if t is not None and t.numel())

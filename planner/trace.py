@@ -67,8 +67,9 @@ class Tracer:
         )
 
     def _wrap(self, component: str, module: torch.nn.Module) -> None:
+        buffers = offloads_buffers(module)
         for path, part in module.named_modules():
-            self._replay.wrap(part, "forward", path.rpartition(".")[2] or component)
+            self._replay.wrap(part, "forward", _relative(module, path) or component, buffers=buffers)
         for method in METHODS:
             if callable(getattr(module, method, None)):
                 self._replay.wrap(module, method, f"{component}.{method}")
@@ -84,6 +85,15 @@ class Tracer:
         self._recorder.ignore((*module.parameters(), *module.buffers()))
         if self._recorder.depth:
             self._recorder.cast(component, weights_of(module))
+
+
+def _relative(root: torch.nn.Module, path: str) -> str:
+    """The path from the nearest module that is called rather than a list: `down_blocks.0` of `unet.down_blocks.0`."""
+    parent, _, last = path.rpartition(".")
+    while parent and isinstance(root.get_submodule(parent), (torch.nn.ModuleList, torch.nn.ModuleDict)):
+        parent, _, name = parent.rpartition(".")
+        last = f"{name}.{last}"
+    return last
 
 
 class _Applier:
@@ -147,16 +157,16 @@ def split(prompts: int, images: int, splits: int) -> tuple[int, int]:
 def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
     """What the planner needs to know of a component."""
     tile = getattr(module, "tile_sample_min_size", None) or getattr(module, "tile_sample_min_height", 0)
-    dtype = max((p.dtype for p in module.parameters()), key=lambda d: _share(module, d), default=torch.float32)
+    sizes: dict[torch.dtype, int] = {}
+    for p in module.parameters():
+        sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
+    dtype = max(sizes, key=lambda d: sizes[d], default=torch.float32)
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
+        anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
         traits=frozenset(trait for trait, has in _traits(name, module) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
     )  # fmt: skip
-
-
-def _share(module: torch.nn.Module, dtype: torch.dtype) -> int:
-    return sum(p.numel() for p in module.parameters() if p.dtype == dtype)
 
 
 def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
@@ -183,6 +193,11 @@ def _has_backend(module: torch.nn.Module) -> bool:
 def _factor(name: str, pipe: Any) -> int:
     factors = ("vae_scale_factor_spatial", "vae_scale_factor")
     return next((getattr(pipe, f) for f in factors if isinstance(getattr(pipe, f, None), int)), 8) if "vae" in name else 1
+
+
+def offloads_buffers(module: torch.nn.Module) -> bool:
+    """Whether sequential offload moves buffers: diffusers asks for it where the root itself holds parameters."""
+    return bool(module._parameters)
 
 
 def weights_of(module: torch.nn.Module) -> tuple[int, ...]:

@@ -58,7 +58,9 @@ class AttentionBackend:
                 for kernel in SWITCHED_OFF[backend]:
                     _sdp(kernel)[1](False)
             else:
-                raise ApplyFailed(f"{backend} was asked for, but 0 models here take it; choose {'/'.join(SWITCHED_OFF)}.")
+                raise ApplyFailed(
+                    f"{backend} was asked for, but 0 models here take it; choose {'/'.join(SWITCHED_OFF)}."
+                )
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
@@ -90,7 +92,7 @@ def fits(backend: str, kernel: Attention) -> bool:
 
 
 def _serves(program: Program, device: Device, backend: str) -> bool:
-    """Whether the card and the library have it, and at least one kernel (with a dispatcher: every kernel) can use it."""
+    """Whether card and library have it, and some kernel can use it; where diffusers dispatches, every kernel must."""
     kernels = [program.kernels[index] for index in _candidates(program, backend)]
     attentions = [kernel for kernel in kernels if isinstance(kernel, Attention)]
     fitting = [fits(backend, kernel) for kernel in attentions]
@@ -207,7 +209,7 @@ class _Seat:
 
 
 def _remember_process() -> Undo:
-    """diffusers' active backend and torch's kernel switches, both of which hold for the whole process."""
+    """The active backend of diffusers and torch's kernel switches, both of which hold for the whole process."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 
     active = Registry.get_active_backend()[0]

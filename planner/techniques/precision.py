@@ -33,7 +33,8 @@ class Precision:
         wide = any(part.kind.startswith(TRAINED_IN_BFLOAT16) for part in program.components)
         native = device.native_bf16 and device.compute_capability >= (8, 0)
         able = (("float16", not wide), ("bfloat16", native))
-        return tuple(self._option(program, dtype) for dtype, possible in able if possible)
+        wanted = [dtype for dtype, possible in able if possible and request.dtype in (None, dtype)]
+        return tuple(self._option(program, dtype) for dtype in wanted)
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return replace(variant, dtype=str(option.value))

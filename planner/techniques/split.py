@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from planner.device import Device
@@ -45,9 +45,11 @@ class Split:
 
     def _option(self, request: Request, calls: int) -> Option:
         prompts, images = portion(request.prompts, request.images, calls)
-        pieces = [f"prompts[i:i + {prompts}]" for _ in (0,) if request.prompts > 1] or ["prompt"]
-        loop = f"for i in range(0, {request.prompts}, {prompts})" if request.prompts > 1 else f"for _ in range({calls})"
-        call = f"outputs = [pipe({pieces[0]}, num_images_per_prompt={images}) {loop}]"
+        loops = [f"for _ in range({-(-request.images // images)})"] if images < request.images else []
+        if request.prompts > 1:
+            loops.insert(0, f"for i in range(0, {request.prompts}, {prompts})")
+        prompt = f"prompts[i:i + {prompts}]" if request.prompts > 1 else "prompt"
+        call = f"outputs = [pipe({prompt}, num_images_per_prompt={images}) {' '.join(loops)}]"
         return Option(technique=self.name, value=calls, calls=(call,))
 
     def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
@@ -97,8 +99,7 @@ def _in_pieces(original: type, calls: int) -> type:
     whole_call: Any = original.__call__
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        bound = inspect.signature(whole_call).bind(self, *args, **kwargs)
-        given = {name: value for name, value in bound.arguments.items() if name != "self"}
+        given = _named(inspect.signature(whole_call), self, args, kwargs)
         prompts, images = _prompts(given), _images(whole_call, given)
         outputs = [
             whole_call(self, **_share(self, given, piece, prompts))
@@ -110,6 +111,15 @@ def _in_pieces(original: type, calls: int) -> type:
     __call__.__doc__ = whole_call.__doc__
     names = {"__call__": __call__, "__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (original,), {**names, "__doc__": original.__doc__})
+
+
+def _named(signature: inspect.Signature, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, without the pipeline itself."""
+    given = dict(signature.bind(pipe, *args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given |= given.pop(name, {})
+    return {name: value for name, value in given.items() if name != next(iter(signature.parameters))}
 
 
 def _prompts(given: dict[str, Any]) -> int:
@@ -163,6 +173,6 @@ def _joined(outputs: Sequence[Any]) -> Any:
         return [entry for output in outputs for entry in output]
     if isinstance(first, tuple):
         return tuple(_joined(entries) for entries in zip(*outputs, strict=True))
-    if hasattr(first, "keys"):
-        return type(first)(**{name: _joined([output[name] for output in outputs]) for name in first.keys()})
+    if is_dataclass(first) and not isinstance(first, type):
+        return type(first)(**{f.name: _joined([getattr(output, f.name) for output in outputs]) for f in fields(first)})
     return first

@@ -108,7 +108,7 @@ class _Traced:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         import torch
 
-        given = {**dict(enumerate(args)), **kwargs, "return_dict": False}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs, "return_dict": False}
         if torch.is_grad_enabled():
             return self.eager(*args, **kwargs)
         if self.graph is None:
@@ -139,8 +139,9 @@ class _Traced:
         own = vars(traced).pop("forward")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
-                graph: Callable[..., Any] = torch.jit.trace(Positional(), tuple(_tensors(given)), check_trace=False)
+                warnings.filterwarnings("ignore", category=getattr(torch.jit, "TracerWarning"))  # noqa: B009
+                trace: Callable[..., Callable[..., Any]] = torch.jit.trace
+                graph = trace(Positional(), tuple(_tensors(given)), check_trace=False)
         finally:
             traced.forward = own
         return graph

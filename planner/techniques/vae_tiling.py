@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import BadRequest
-from planner.program import Component, Program, Variant
+from planner.program import Component, Conv, Program, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
@@ -40,19 +40,19 @@ class VaeTiling:
         if request.fidelity < Fidelity.FAITHFUL:
             return ()
         able = tuple(component for component in program.components if "tiling" in component.traits and component.tile)
-        edges = {edge for component in able for edge in tile_edges(component, max(request.height, request.width))}
+        edges = {edge for component in able for edge in tile_edges(component, largest_edge(program, request))}
         return tuple(self._option(able, edge) for edge in sorted(edges))
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return replace(variant, tile=int(option.value))
 
     def apply(self, pipe: Any, option: Option) -> Undo:
-        undos: list[Undo] = []
-        with undone_on_error(lambda: in_reverse(undos)()):
-            for part in modules(pipe).values():
-                if hasattr(part, "use_tiling") and spatial_attributes(part):
-                    undos.append(set_tile(part, int(option.value)))
-        return in_reverse(undos)
+        able = [part for part in modules(pipe).values() if hasattr(part, "use_tiling") and spatial_attributes(part)]
+        undo = in_reverse(remember(part, "use_tiling", *spatial_attributes(part)) for part in able)
+        with undone_on_error(undo):
+            for part in able:
+                set_tile(part, int(option.value))
+        return undo
 
     def _option(self, able: tuple[Component, ...], edge: int) -> Option:
         calls = tuple(call for component in able for call in plain_calls(component, edge))
@@ -60,6 +60,12 @@ class VaeTiling:
 
     def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
         return program
+
+
+def largest_edge(program: Program, request: Request) -> int:
+    """The longer edge of an image in pixels: as requested, else as the program's widest convolution shows."""
+    asked = max(request.height or 0, request.width or 0)
+    return asked or max((max(k.output[2:]) for k in program.kernels if isinstance(k, Conv) and k.output[2:]), default=0)
 
 
 def tile_edges(component: Component, largest: int) -> tuple[int, ...]:
@@ -147,7 +153,7 @@ def _aligned(vae: Any, name: str, size: int, factor: int) -> int:
     diffusers rounds the overlap once in latents and once in pixels; where the two differ, the image comes out shifted.
     """
     axis = name.rpartition("_")[2]
-    overlap = getattr(vae, f"tile_overlap_factor_{axis}", None) or getattr(vae, "tile_overlap_factor", 0.0)
+    overlap = float(getattr(vae, f"tile_overlap_factor_{axis}", getattr(vae, "tile_overlap_factor", 0.0)))
     for latents in range(whole(size, factor) // factor, 0, -1):
         pixels = latents * factor
         if int(latents * (1 - overlap)) * factor == pixels - int(pixels * overlap):

@@ -1,0 +1,180 @@
+"""Cost: bytes and seconds of a program on a device, phase by phase.
+
+Memory is added up body by body: a body's peak above what its caller holds does not depend on the caller, so each is
+computed once however often it is called.  `planner.rehearsal` replays the same events in the allocator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from planner import attention, workspace
+from planner.device import Device
+from planner.pace import Pace
+from planner.program import (
+    Alloc, Attention, Call, Cast, Conv, Drop, Enter, Event, Free, Kernel, Load, Plain, Program, Run,
+)  # fmt: skip
+
+GRAIN = 512
+"""The allocator rounds every request up to this (kMinBlockSize)."""
+
+
+def rounded(size: int) -> int:
+    """What a request of `size` bytes takes."""
+    return -(-size // GRAIN) * GRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The moment at which a stretch of the program holds most, by kind; bytes."""
+
+    weights: int = 0
+    activations: int = 0
+    scratch: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.activations + self.scratch
+
+    def above(self, weights: int, activations: int) -> Peak:
+        """The same moment on top of what the caller holds."""
+        return Peak(self.weights + weights, self.activations + activations, self.scratch)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A recording's effect: its peak, what it leaves, which of its buffers survive, and its seconds."""
+
+    peak: Peak
+    weights: int
+    activations: int
+    seconds: float
+    sizes: dict[int, int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of the program in which one component works."""
+
+    name: str
+    peak: Peak
+    seconds: float
+
+
+class Cost:
+    """Prices programs that share one table of recordings and kernels; bodies priced once stay priced."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._bodies: dict[tuple[int, str], Body] = {}
+
+    def phases(self, program: Program) -> tuple[Phase, ...]:
+        """Peak and seconds of each phase; what the pipeline does between calls belongs to the phase before it."""
+        meter = Meter(self, program)
+        meter.activations = workspace.cublas(self.device.compute_capability)
+        denoisers = {c.name for c in program.components if "denoiser" in c.traits}
+        peaks: dict[str, Peak] = {}
+        seconds: dict[str, float] = {}
+        now = "start"
+        for event in program.recordings[program.course].events:
+            if isinstance(event, (Call, Enter)) and event.module:
+                now = event.module
+                meter.tracing = program.tracing if now in denoisers else "none"
+            meter.peak, meter.seconds = Peak(), 0.0
+            meter.take(event)
+            peaks[now] = max(peaks.get(now, Peak()), meter.peak, key=_total)
+            seconds[now] = seconds.get(now, 0.0) + meter.seconds
+        return tuple(Phase(name=n, peak=p, seconds=seconds[n] * program.variant.splits) for n, p in peaks.items())
+
+    def body(self, program: Program, recording: int, tracing: str) -> Body:
+        """The effect of one recording."""
+        key = (recording, tracing)
+        if key not in self._bodies:
+            meter = Meter(self, program, tracing)
+            for event in program.recordings[recording].events:
+                meter.take(event)
+            self._bodies[key] = Body(meter.peak, meter.weights, meter.activations, meter.seconds, meter.sizes)
+        return self._bodies[key]
+
+
+class Meter:
+    """Running totals while events pass."""
+
+    def __init__(self, cost: Cost, program: Program, tracing: str = "none") -> None:
+        self._cost, self._program, self.tracing = cost, program, tracing
+        self.weights = self.activations = 0
+        self.seconds = 0.0
+        self.peak = Peak()
+        self.sizes: dict[int, int] = {}
+        self._loaded: dict[str, list[int]] = {}
+
+    def take(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case Alloc(buffer, size):
+                self.sizes[buffer] = rounded(size)
+                self.activations += self.sizes[buffer]
+                self._top(0)
+            case Free(buffer):
+                self.activations -= self.sizes.pop(buffer)
+            case Run(kernel):
+                self._run(self._program.kernels[kernel])
+            case Call(recording, _, kept):
+                self._call(recording, kept)
+            case Load(key, sizes):
+                self._load(key, sizes)
+                self.seconds += self._pace.load(sum(sizes), len(sizes), whole=bool(key))
+            case Drop(key, copied):
+                size = self._loaded[key].pop()
+                self.weights -= size
+                self.seconds += self._pace.load(size, 0, whole=True) if copied else 0.0
+            case Cast(component, sizes):
+                self.weights -= self._loaded[component].pop()
+                self._load(component, sizes)
+
+    @property
+    def _pace(self) -> Pace:
+        return Pace(self._cost.device, self.tracing)
+
+    def _run(self, kernel: Kernel) -> None:
+        self._top(scratch(kernel, self._cost.device))
+        self.seconds += self._pace.kernel(kernel)
+
+    def _call(self, recording: int, kept: tuple[tuple[int, int], ...]) -> None:
+        body = self._cost.body(self._program, recording, self.tracing)
+        self.peak = max(self.peak, body.peak.above(self.weights, self.activations), key=_total)
+        self.seconds += body.seconds
+        for inner, buffer in kept:
+            self.sizes[buffer] = body.sizes[inner]
+            self.activations += body.sizes[inner]
+
+    def _load(self, key: str, sizes: tuple[int, ...]) -> None:
+        self._loaded.setdefault(key, []).append(sum(map(rounded, sizes)))
+        self.weights += self._loaded[key][-1]
+        self._top(0)
+
+    def _top(self, extra: int) -> None:
+        if self.weights + self.activations + extra > self.peak.total:
+            self.peak = Peak(self.weights, self.activations, extra)
+
+
+def _total(peak: Peak) -> int:
+    return peak.total
+
+
+def scratch(kernel: Kernel, device: Device) -> int:
+    """Bytes a kernel holds beyond inputs and outputs while it runs, as the allocator rounds them."""
+    return sum(map(rounded, temporaries(kernel, device)))
+
+
+def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
+    """Bytes of each temporary a kernel asks the allocator for."""
+    match kernel:
+        case Conv():
+            return (workspace.convolution(kernel, device.compute_capability),)
+        case Attention():
+            return attention.scratch(kernel, device.compute_capability)
+        case Plain(scratch=size):
+            return (size,)
+    return ()

@@ -1,0 +1,127 @@
+"""Rehearsal: a program replayed in PyTorch's allocator, event by event, under a cap."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from planner import workspace
+from planner.allocator import Allocator, OutOfMemory
+from planner.blocks import Block
+from planner.cost import Cost, temporaries
+from planner.device import Device
+from planner.program import Alloc, Call, Cast, Conv, Drop, Enter, Event, Exit, Free, Kernel, Load, Matmul, Program, Run
+
+ROUNDS = 2
+"""Calls of one body by one caller that are replayed event by event; the allocator answers later ones from its cache."""
+TRIFLE = 2**20
+"""A body that never holds more than this (kSmallSize: the small pool) is replayed as one block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What the allocator saw; bytes."""
+
+    allocated: int
+    reserved: int
+    retries: int
+    phases: tuple[tuple[str, int, int], ...]
+    """Name, allocated and reserved peak of each phase."""
+    failed: str = ""
+    """Phase in which memory ran out; empty when the program runs through."""
+    missing: int = 0
+    """Bytes of the request that could not be met."""
+
+
+def rehearse(program: Program, device: Device, *, capacity: int | None = None, cost: Cost | None = None) -> Rehearsal:
+    """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes."""
+    stage = _Stage(program, device, capacity, cost or Cost(device))
+    peaks: dict[str, tuple[int, int]] = {}
+    now, failed, missing = "start", "", 0
+    try:
+        for event in program.recordings[program.course].events:
+            if isinstance(event, (Call, Enter)) and event.module:
+                now = event.module
+                stage.allocator.reset_peaks()
+            stage.take(event, stage.course)
+            seen = peaks.get(now, (0, 0))
+            here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
+            peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
+    except OutOfMemory as error:
+        failed, missing = now, error.size
+    return Rehearsal(
+        allocated=max(a for a, _ in peaks.values()), reserved=max(r for _, r in peaks.values()),
+        retries=stage.allocator.retries, failed=failed, missing=missing,
+        phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
+    )  # fmt: skip
+
+
+class _Scene:
+    """The buffers and weights of one body while it is replayed."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[int, Block | None] = {}
+        self.weights: dict[str, list[list[Block | None]]] = {}
+        self.seen: Counter[int] = Counter()
+
+
+class _Stage:
+    def __init__(self, program: Program, device: Device, capacity: int | None, cost: Cost) -> None:
+        self.allocator = Allocator(capacity=capacity)
+        self.course = _Scene()
+        self._program, self._device, self._cost = program, device, cost
+        self._warm = False
+
+    def take(self, event: Event, scene: _Scene) -> None:
+        match event:
+            case Alloc(buffer, size):
+                scene.buffers[buffer] = self.allocator.malloc(size)
+            case Free(buffer):
+                self.allocator.free(scene.buffers.pop(buffer))
+            case Run(kernel):
+                self._run(self._program.kernels[kernel])
+            case Call(recording, _, kept):
+                self._call(recording, kept, scene)
+            case Load(key, sizes):
+                scene.weights.setdefault(key, []).append([self.allocator.malloc(size) for size in sizes])
+            case Drop(key):
+                self._release(scene.weights[key].pop())
+            case Cast(component, sizes):
+                self._cast(scene.weights[component], sizes)
+            case Enter() | Exit():
+                pass
+
+    def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
+        body = self._cost.body(self._program, recording, "none")
+        scene.seen[recording] += 1
+        if scene.seen[recording] > ROUNDS or body.peak.total <= TRIFLE:
+            if scene.seen[recording] == 1:
+                self.allocator.free(self.allocator.malloc(body.peak.total))
+            scene.buffers.update((buffer, self.allocator.malloc(body.sizes[inner])) for inner, buffer in kept)
+            return
+        inside = _Scene()
+        for event in self._program.recordings[recording].events:
+            self.take(event, inside)
+        scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
+
+    def _run(self, kernel: Kernel) -> None:
+        if isinstance(kernel, Matmul) and not self._warm:
+            self._warm = True
+            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
+        sizes = temporaries(kernel, self._device)
+        if isinstance(kernel, Conv):  # short of memory, torch takes the next engine, down to one without workspace
+            self.allocator.can_malloc(sizes[0])
+            return
+        self._release([self.allocator.malloc(size) for size in sizes])
+
+    def _cast(self, held: list[list[Block | None]], sizes: tuple[int, ...]) -> None:
+        """Tensor by tensor: the new one is there before the old one goes."""
+        old, new = held.pop(), []
+        for block, size in zip(old, sizes, strict=True):
+            new.append(self.allocator.malloc(size))
+            self.allocator.free(block)
+        held.append(new)
+
+    def _release(self, blocks: list[Block | None]) -> None:
+        for block in blocks:
+            self.allocator.free(block)
