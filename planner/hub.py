@@ -1,0 +1,145 @@
+"""A pipeline folder in hub layout as plain data.  Nothing in it is executed, no weight is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from planner.errors import BadRequest, UnknownModel
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers")
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Names in a safetensors header, and torch's."""
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer headers (safetensors/src/tensor.rs, MAX_HEADER_SIZE)."""
+PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+"""Weights loaded when no variant such as fp16 is asked for."""
+
+
+def read_json(path: Path) -> dict[str, Json]:
+    """The object in a JSON file.  Raises UnknownModel when the file is missing or broken."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnknownModel(f"{path} cannot be read ({type(error).__name__}): check the download.") from error
+    except json.JSONDecodeError as error:
+        raise UnknownModel(f"{path} is cut short or no JSON at line {error.lineno}: fetch the file again.") from error
+    if not isinstance(content, dict):
+        raise UnknownModel(f"{path} holds a {type(content).__name__} where an object is due: fetch the file again.")
+    return content
+
+
+def read_index(folder: Path) -> dict[str, Json]:
+    """`model_index.json` of a pipeline folder.  Raises UnknownModel, or BadRequest when it needs remote code."""
+    if not (folder / INDEX).is_file():
+        raise UnknownModel(f"{folder} holds no {INDEX}: name the folder of a whole pipeline in hub layout.")
+    index = read_json(folder / INDEX)
+    if not isinstance(index.get("_class_name"), str):
+        raise _remote_code(folder, f"_class_name is {index.get('_class_name')}")
+    _refuse_scripts(folder)
+    return index
+
+
+def component_classes(folder: Path, index: dict[str, Json]) -> Iterator[tuple[str, str, str]]:
+    """Name, library and class of each component of an index.  Raises BadRequest for foreign libraries."""
+    for name, entry in index.items():
+        match entry:
+            case [str(library), str(kind)]:
+                if library not in LIBRARIES and not _is_pipeline_package(library):
+                    raise _remote_code(folder, f"{name} comes from {library!r}")
+                yield name, library, kind
+
+
+def settings(index: dict[str, Json]) -> dict[str, Json]:
+    """Entries of an index that are no components: arguments of the pipeline class."""
+    return {name: entry for name, entry in index.items() if not (name.startswith("_") or _is_pair(entry))}
+
+
+def read_config(folder: Path, name: str, library: str, file: str) -> dict[str, Json]:
+    """A component's configuration.  Raises BadRequest when it needs remote code or is quantized."""
+    config = read_json(folder / name / file)
+    _refuse_scripts(folder / name)
+    if "auto_map" in config and library == "transformers":  # elsewhere diffusers has the class and ignores the map
+        raise _remote_code(folder, f"{name}/{file} has an auto_map")
+    if "quantization_config" in config:
+        raise BadRequest(f"{folder / name} is stored quantized: give the folder of the unquantized model.")
+    return config
+
+
+def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
+    """Dtype of most bytes of a component's weights; without safetensors files what `config` says, else float32."""
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if PLAIN_WEIGHTS.fullmatch(file.name)]
+    sizes: Counter[str] = Counter()
+    for file in plain or files:
+        sizes.update(_bytes_by_dtype(file))
+    if not sizes:
+        named = config.get("dtype") or config.get("torch_dtype") or config.get("_torch_dtype")
+        dtype = str(named).removeprefix("torch.")
+        return dtype if dtype in DTYPES.values() else "float32"
+    [(most, _)] = sizes.most_common(1)
+    if most not in DTYPES:
+        raise BadRequest(f"{folder} stores weights as {most}: give a folder with float32, float16 or bfloat16 weights.")
+    return DTYPES[most]
+
+
+def tokenizer_length(folder: Path) -> int:
+    """`model_max_length` of a tokenizer folder; 0 where it names none."""
+    file = folder / "tokenizer_config.json"
+    length = read_json(file).get("model_max_length") if file.is_file() else None
+    return length if isinstance(length, int) and length < 2**31 else 0  # transformers writes 10**30 for "no limit"
+
+
+def write_json(path: Path, content: Mapping[str, Json]) -> None:
+    """Write an object as the hub's own files are written; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+def _bytes_by_dtype(file: Path) -> Counter[str]:
+    """Bytes per dtype from a safetensors header: eight bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        tensors = json.loads(header)
+        spans = [(t["dtype"], t["data_offsets"]) for name, t in tensors.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnknownModel(f"{file} has no readable safetensors header: fetch the file again.") from error
+    sizes: Counter[str] = Counter()
+    for dtype, (start, end) in spans:
+        sizes[dtype] += end - start
+    return sizes
+
+
+def _is_pair(entry: Json) -> bool:
+    """Whether an entry of the index names a component; an absent one is a pair of nulls."""
+    return isinstance(entry, list) and len(entry) == 2 and all(part is None or isinstance(part, str) for part in entry)
+
+
+def _is_pipeline_package(library: str) -> bool:
+    """Whether diffusers itself has a pipeline package of that name; found on disk, not imported."""
+    spec = importlib.util.find_spec("diffusers")
+    roots = spec.submodule_search_locations if spec else None
+    pipelines = [Path(root, "pipelines") for root in roots or ()]
+    return library.isidentifier() and any(
+        Path(parent, library).is_dir() for root in pipelines for parent in (root, root / "deprecated")
+    )
+
+
+def _refuse_scripts(folder: Path) -> None:
+    scripts = sorted(folder.glob("*.py"))
+    if scripts:
+        raise _remote_code(folder, f"it brings {scripts[0].name}")
+
+
+def _remote_code(folder: Path, why: str) -> BadRequest:
+    return BadRequest(f"{folder} needs code of its own ({why}), which is never run: use a pipeline diffusers ships.")
