@@ -48,7 +48,7 @@ class AttentionBackend:
         undo = in_reverse((_remember_processors(pipe), _remember_process()))
         with undone_on_error(undo):
             if backend == "sliced":
-                pipe.enable_attention_slicing("max")
+                _slice(pipe)
             elif dispatching := [part for part in modules(pipe).values() if dispatches(part)]:
                 for part in dispatching:
                     part.set_attention_backend(DISPATCHED[backend])
@@ -72,6 +72,17 @@ class AttentionBackend:
             for index, kernel in enumerate(program.kernels)
         )
         return replace(program, kernels=kernels)
+
+
+def _slice(pipe: Any) -> None:
+    """Slice as finely as possible; processors with weights of their own, such as IP-Adapter's, would be lost."""
+    import torch
+
+    sliced = [part for part in modules(pipe).values() if hasattr(part, "set_attention_slice")]
+    processors = [getattr(attention, "processor", None) for part in sliced for attention in part.modules()]
+    if own := [type(processor).__name__ for processor in processors if isinstance(processor, torch.nn.Module)]:
+        raise ApplyFailed(f"Slicing would drop {len(own)} processors with weights ({own[0]}); choose another backend.")
+    pipe.enable_attention_slicing("max")
 
 
 def dispatches(model: Any) -> bool:

@@ -50,7 +50,8 @@ def program(*components: Component, variant: Variant | None = None, **runs: tupl
         Recording(name=name, own=(), events=tuple(Run(next(numbers)) for _ in given)) for name, given in runs.items()
     )
     course = Recording(
-        name="Pipeline", own=(), events=tuple(Call(i, f"{name}.decode" if name == "vae" else name, ()) for i, name in enumerate(runs)),
+        name="Pipeline", own=(),
+        events=tuple(Call(i, f"{name}.decode" if name == "vae" else name, ()) for i, name in enumerate(runs)),
     )  # fmt: skip
     return Program(
         pipeline="StableDiffusionPipeline", variant=variant or Variant(), components=components,

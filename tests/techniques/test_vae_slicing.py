@@ -36,7 +36,9 @@ def test_a_flag_set_before_stays_set(sd: Any) -> None:
     assert sd.vae.use_slicing
 
 
-@pytest.mark.parametrize(("prompts", "images", "splits", "count"), [(1, 1, 1, 0), (1, 4, 1, 1), (2, 1, 1, 1), (1, 4, 4, 0)])
+@pytest.mark.parametrize(
+    ("prompts", "images", "splits", "count"), [(1, 1, 1, 0), (1, 4, 1, 1), (2, 1, 1, 1), (1, 4, 4, 0)]
+)
 def test_offered_for_several_images(prompts: int, images: int, splits: int, count: int) -> None:
     whole = programs.program(programs.vae(), variant=Variant(splits=splits))
     request = Request(height=512, width=512, prompts=prompts, images=images)

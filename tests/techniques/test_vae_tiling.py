@@ -11,7 +11,15 @@ from planner.program import Variant
 from planner.request import Fidelity, Request
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
-from planner.techniques.vae_tiling import SIZED, STRIDES, VaeTiling, plain_calls, set_tile, spatial_attributes, tile_edge
+from planner.techniques.vae_tiling import (
+    SIZED,
+    STRIDES,
+    VaeTiling,
+    plain_calls,
+    set_tile,
+    spatial_attributes,
+    tile_edge,
+)
 
 from . import programs, tiny
 
@@ -64,7 +72,9 @@ def test_too_small_a_tile_is_refused(wan: Any) -> None:
 @pytest.mark.parametrize("edge", [240, 256, 384, 512])
 def test_cogvideox_tiles_meet_without_a_shift(edge: int) -> None:
     blocks = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
-    vae = diffusers.AutoencoderKLCogVideoX(block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, **blocks)
+    vae = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, layers_per_block=1, **blocks
+    )
     assert tile_edge(vae) == 240
     set_tile(vae, edge)
     for axis, latents, overlap in (

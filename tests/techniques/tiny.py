@@ -45,6 +45,10 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=16)
 
 
+def ddim() -> DDIMScheduler:
+    return DDIMScheduler(steps_offset=1, clip_sample=False)
+
+
 def clip(kind: type = CLIPTextModel) -> Any:
     config = CLIPTextConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -83,7 +87,7 @@ def unet(**changes: Any) -> UNet2DConditionModel:
 def stable_diffusion(folder: Path) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     return StableDiffusionPipeline(
-        vae=image_vae(), text_encoder=clip(), tokenizer=tokenizer(folder), unet=unet(), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        vae=image_vae(), text_encoder=clip(), tokenizer=tokenizer(folder), unet=unet(), scheduler=ddim(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -99,7 +103,7 @@ def stable_diffusion_xl(folder: Path) -> StableDiffusionXLPipeline:
     words = tokenizer(folder)
     return StableDiffusionXLPipeline(
         vae=image_vae(force_upcast=True), text_encoder=clip(), text_encoder_2=clip(CLIPTextModelWithProjection),
-        tokenizer=words, tokenizer_2=words, unet=unet(**added), scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        tokenizer=words, tokenizer_2=words, unet=unet(**added), scheduler=ddim(),
         add_watermarker=False,
     )  # fmt: skip
 

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+
+from planner.errors import ApplyFailed
+from planner.program import Attention, Program
+from planner.request import Request
+from planner.snapshot import snapshot
+from planner.techniques.attention import SWITCHED_OFF, AttentionBackend, fits
+from planner.techniques.base import Option
+
+from . import programs, tiny
+
+ATTENTION = AttentionBackend()
+REQUEST = Request(height=512, width=512)
+
+
+def option(value: str) -> Option:
+    return Option(technique="attention", value=value)
+
+
+@pytest.mark.parametrize("value", ["flash", "efficient", "math", "sliced"])
+def test_a_unet(sdxl: Any, value: str) -> None:
+    before, output = snapshot(sdxl), tiny.run(sdxl)
+    undo = ATTENTION.apply(sdxl, option(value))
+    assert before.difference(snapshot(sdxl))
+    assert torch.allclose(tiny.run(sdxl), output, atol=1e-5)
+    undo()
+    assert before.difference(snapshot(sdxl)) == ()
+    assert torch.equal(tiny.run(sdxl), output)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_a_transformer(name: str, tmp_path: Any) -> None:
+    pipe = tiny.MAKERS[name](tmp_path)
+    before, output = snapshot(pipe), tiny.run(pipe)
+    undo = ATTENTION.apply(pipe, option("math"))
+    assert Registry.get_active_backend()[0] == "_native_math"
+    assert torch.allclose(tiny.run(pipe), output, atol=1e-5)
+    undo()
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
+
+
+def test_slicing_keeps_the_own_processors(sd: Any) -> None:
+    attention = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    own = attention.processor
+    undo = ATTENTION.apply(sd, option("sliced"))
+    assert isinstance(attention.processor, SlicedAttnProcessor)
+    undo()
+    assert attention.processor is own
+
+
+def test_custom_processors_come_back(sd: Any) -> None:
+    attention = sd.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+
+    class Weighted(AttnProcessor, torch.nn.Module):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.gain = torch.nn.Parameter(torch.ones(1))
+
+    attention.set_processor(Weighted())
+    before, custom = snapshot(sd), attention.processor
+    with pytest.raises(ApplyFailed, match="Weighted"):
+        ATTENTION.apply(sd, option("sliced"))
+    assert before.difference(snapshot(sd)) == ()
+    undo = ATTENTION.apply(sd, option("math"))
+    attention.set_processor(AttnProcessor())
+    undo()
+    assert attention.processor is custom
+    assert "processor" in attention._modules
+    assert before.difference(snapshot(sd)) == ()
+
+
+def test_a_failure_leaves_no_trace(sd: Any, flux: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("xFormers would be switched on")
+    for pipe, error in ((sd, (ValueError, ModuleNotFoundError)), (flux, (RuntimeError, ImportError, KeyError))):
+        before = snapshot(pipe)
+        with pytest.raises((*error, ApplyFailed)):
+            ATTENTION.apply(pipe, option("xformers" if pipe is sd else "absent"))
+        assert before.difference(snapshot(pipe)) == ()
+
+
+def test_what_no_model_takes_is_refused(sd: Any) -> None:
+    with pytest.raises(ApplyFailed, match="cudnn"):
+        ATTENTION.apply(sd, option("cudnn"))
+
+
+def unets(*kernels: Attention) -> Program:
+    vae = (programs.attention(heads=1, head_size=512, value_size=512),)
+    return programs.program(
+        programs.text_encoder(), programs.unet(), programs.vae(),
+        text_encoder=(programs.attention(mask="float", switchable=False),), unet=kernels or (programs.attention(),),
+        vae=vae,
+    )  # fmt: skip
+
+
+def transformers(*kernels: Attention) -> Program:
+    vae = (programs.attention(heads=1, head_size=512, value_size=512),)
+    joint = kernels or (programs.attention(head_size=128, value_size=128),)
+    return programs.program(programs.transformer(), programs.vae(), transformer=joint, vae=vae)
+
+
+def offered(program: Program, capability: tuple[int, int] = (8, 9)) -> set[object]:
+    options = ATTENTION.options(program, programs.device(capability), REQUEST)
+    return {option.value for option in options} - {"xformers"}
+
+
+def test_offered_to_unets() -> None:
+    assert offered(unets()) == {"flash", "efficient", "math", "sliced"}
+    assert offered(unets(), (7, 5)) == {"efficient", "math", "sliced"}
+    bfloat = programs.attention(dtype="bfloat16")
+    assert offered(unets(bfloat), (8, 0)) == {"flash", "efficient", "math", "sliced"}
+
+
+def test_offered_to_transformers() -> None:
+    assert offered(transformers()) == {"flash", "efficient", "cudnn", "math"}
+
+
+def test_a_dispatcher_offers_only_what_serves_every_attention() -> None:
+    masked = programs.attention(head_size=128, value_size=128, mask="bool")
+    assert offered(transformers(masked)) == {"efficient", "cudnn", "math"}
+    wide = programs.attention(head_size=320, value_size=320)
+    assert offered(transformers(wide)) == {"efficient", "math"}
+
+
+def test_nothing_to_switch_nothing_offered() -> None:
+    assert (
+        offered(programs.program(programs.text_encoder(), text_encoder=(programs.attention(switchable=False),)))
+        == set()
+    )
+
+
+def test_xformers_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, capability, values in ((object(), (8, 9), True), (None, (8, 9), False), (object(), (12, 0), False)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _, found=found: found)
+        options = ATTENTION.options(unets(), programs.device(capability), REQUEST)
+        assert ("xformers" in {option.value for option in options}) == values
+
+
+def test_rewrite_reaches_what_the_backend_serves() -> None:
+    def backends(program: Program) -> list[str]:
+        return [kernel.backend for kernel in program.kernels if isinstance(kernel, Attention)]
+
+    text, unet, vae = range(3)
+    flash = backends(ATTENTION.rewrite(unets(), option("flash")))
+    assert (flash[text], flash[unet], flash[vae]) == ("auto", "flash", "auto")
+    assert backends(ATTENTION.rewrite(unets(), option("math"))) == ["auto", "math", "math"]
+    assert backends(ATTENTION.rewrite(unets(), option("sliced"))) == ["auto", "sliced", "auto"]
+    assert backends(ATTENTION.rewrite(transformers(), option("efficient"))) == ["efficient", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "possible"),
+    [
+        ("flash", {}, True),
+        ("flash", {"dtype": "float32"}, False),
+        ("flash", {"mask": "float"}, False),
+        ("flash", {"head_size": 512, "value_size": 512}, False),
+        ("flash", {"value_size": 64}, False),
+        ("cudnn", {"head_size": 44}, False),
+        ("efficient", {"dtype": "float32", "head_size": 44}, True),
+        ("efficient", {"head_size": 44}, False),
+        ("math", {"dtype": "float32", "mask": "bool"}, True),
+    ],
+)
+def test_shapes_a_backend_serves(backend: str, changes: dict[str, object], possible: bool) -> None:
+    assert fits(backend, programs.attention(**changes)) == possible
+
+
+def test_calls_name_public_functions() -> None:
+    options = {o.value: o.calls for o in ATTENTION.options(unets(), programs.device(), REQUEST)}
+    assert options["efficient"] == tuple(
+        f"torch.backends.cuda.enable_{k}_sdp(False)" for k in SWITCHED_OFF["efficient"]
+    )
+    assert options["sliced"] == ('pipe.enable_attention_slicing("max")',)
+    options = {o.value: o.calls for o in ATTENTION.options(transformers(), programs.device(), REQUEST)}
+    assert options["flash"] == ('pipe.transformer.set_attention_backend("_native_flash")',)
