@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
+from typing import TypeVar
 
 import pynvml
 import pytest
@@ -15,6 +16,7 @@ from planner.errors import BadRequest, UnknownDevice
 from planner.probe import device_of_size, probe, probe_one
 
 GIB = 2**30
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,7 +102,7 @@ class FakeNvml(ModuleType):
         return SimpleNamespace(multiprocessorCount=device.multiprocessors)
 
 
-def supported(value):
+def supported(value: T | None) -> T:
     if value is None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     return value
