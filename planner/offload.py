@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.program import Call, Cast, Drop, Enter, Event, Exit, Load, Program, Recording
+from planner.program import Call, Cast, Drop, Empty, Enter, Event, Exit, Load, Program, Recording
 
 
 def resident(program: Program) -> Program:
@@ -37,6 +37,7 @@ def _moved(program: Program) -> Iterator[Event]:
             if before.get(name) in here:
                 here.discard(before[name])
                 yield Drop(before[name], copied=True)
+                yield Empty()
             if name not in here:
                 here.add(name)
                 yield Load(name, weights[name])
@@ -55,14 +56,14 @@ def sequential_offload(program: Program) -> Program:
 
 
 def _streamed(recording: Recording) -> Recording:
-    events: list[Event] = [Load("", recording.own)] if recording.own else []
+    events: list[Event] = [Load("", recording.own), Empty()] if recording.own else []
     inlined: list[bool] = []
     for event in recording.events:
         events.append(event)
         if isinstance(event, Enter):
             inlined.append(bool(event.own))
             if event.own:
-                events.append(Load(event.module, event.own))
+                events += [Load("", event.own), Empty()]
         elif isinstance(event, Exit) and inlined.pop():
             events.append(Drop("", copied=False))
     if recording.own:

@@ -134,7 +134,11 @@ class Drop(NamedTuple):
     copied: bool
 
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop
+class Empty(NamedTuple):
+    """The allocator gives what it caches back to the driver, as accelerate asks after every move."""
+
+
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty
 
 
 @dataclass(frozen=True, slots=True)

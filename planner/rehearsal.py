@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from planner import workspace
@@ -10,10 +9,10 @@ from planner.allocator import Allocator, OutOfMemory
 from planner.blocks import Block
 from planner.cost import Cost, temporaries
 from planner.device import Device
-from planner.program import Alloc, Call, Cast, Conv, Drop, Enter, Event, Exit, Free, Kernel, Load, Matmul, Program, Run
+from planner.program import Alloc, Call, Cast, Conv, Drop, Empty, Enter, Event, Exit, Free, Kernel, Load, Matmul, Program, Run
 
 ROUNDS = 2
-"""Calls of one body by one caller that are replayed event by event; the allocator answers later ones from its cache."""
+"""Replays after which another call of the same body, with no more held than before, is answered from the cache."""
 TRIFLE = 2**20
 """A body that never holds more than this (kSmallSize: the small pool) is replayed as one block."""
 
@@ -62,7 +61,8 @@ class _Scene:
     def __init__(self) -> None:
         self.buffers: dict[int, Block | None] = {}
         self.weights: dict[str, list[list[Block | None]]] = {}
-        self.seen: Counter[int] = Counter()
+        self.seen: dict[int, tuple[int, int]] = {}
+        """Recording to replays so far and the most that was held before one."""
 
 
 class _Stage:
@@ -88,14 +88,18 @@ class _Stage:
                 self._release(scene.weights[key].pop())
             case Cast(component, sizes):
                 self._cast(scene.weights[component], sizes)
+            case Empty():
+                self.allocator.empty_cache()
             case Enter() | Exit():
                 pass
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         body = self._cost.body(self._program, recording, "none")
-        scene.seen[recording] += 1
-        if scene.seen[recording] > ROUNDS or body.peak.total <= TRIFLE:
-            if scene.seen[recording] == 1:
+        rounds, most = scene.seen.get(recording, (0, 0))
+        known = rounds >= ROUNDS and self.allocator.allocated <= most
+        scene.seen[recording] = rounds + 1, max(most, self.allocator.allocated)
+        if known or body.peak.total <= TRIFLE:
+            if not known:
                 self.allocator.free(self.allocator.malloc(body.peak.total))
             scene.buffers.update((buffer, self.allocator.malloc(body.sizes[inner])) for inner, buffer in kept)
             return
