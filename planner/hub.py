@@ -42,8 +42,10 @@ def read_index(folder: Path) -> dict[str, Json]:
     if not (folder / INDEX).is_file():
         raise UnknownModel(f"{folder} holds no {INDEX}: name the folder of a whole pipeline in hub layout.")
     index = read_json(folder / INDEX)
+    if isinstance(index.get("_class_name"), list):
+        raise _remote_code(folder, f"_class_name is {index['_class_name']}")
     if not isinstance(index.get("_class_name"), str):
-        raise _remote_code(folder, f"_class_name is {index.get('_class_name')}")
+        raise UnknownModel(f"{folder / INDEX} names no pipeline class: fetch the file again.")
     _refuse_scripts(folder)
     return index
 
@@ -53,6 +55,8 @@ def component_classes(folder: Path, index: dict[str, Json]) -> Iterator[tuple[st
     for name, entry in index.items():
         match entry:
             case [str(library), str(kind)]:
+                if not name.isidentifier():
+                    raise UnknownModel(f"{folder / INDEX} has a component called {name!r}: fetch the file again.")
                 if library not in LIBRARIES and not _is_pipeline_package(library):
                     raise _remote_code(folder, f"{name} comes from {library!r}")
                 yield name, library, kind
@@ -106,17 +110,17 @@ def write_json(path: Path, content: Mapping[str, Json]) -> None:
 
 def _bytes_by_dtype(file: Path) -> Counter[str]:
     """Bytes per dtype from a safetensors header: eight bytes of length, then JSON."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = stream.read(length) if length <= LONGEST_HEADER else b""
-    try:
-        tensors = json.loads(header)
-        spans = [(t["dtype"], t["data_offsets"]) for name, t in tensors.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnknownModel(f"{file} has no readable safetensors header: fetch the file again.") from error
     sizes: Counter[str] = Counter()
-    for dtype, (start, end) in spans:
-        sizes[dtype] += end - start
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = stream.read(length) if length <= LONGEST_HEADER else b""
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                sizes[tensor["dtype"]] += end - start
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnknownModel(f"{file} has no readable safetensors header: fetch the file again.") from error
     return sizes
 
 

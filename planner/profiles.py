@@ -147,13 +147,15 @@ def find(model: str) -> PipelineProfile:
     close = dict.fromkeys(known[key].name for key in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5))
     hint = f"closest are {', '.join(close)}; " if close else ""
     raise UnknownModel(
-        f"No pipeline {model!r}: {hint}`vram-planner profiles` lists all, and a folder in hub layout does too."
+        f"No pipeline {model!r}: {hint}`vram-planner profiles` lists all, and a folder in hub layout works too."
     )
 
 
 def resolve(model: str | Path) -> PipelineProfile:
     """The profile of a folder in hub layout, or of a shipped pipeline.  Raises UnknownModel or BadRequest."""
-    return read_folder(Path(model)) if Path(model).is_dir() else find(str(model))
+    path = Path(model)
+    named = str(model).casefold() in names() and not (path / hub.INDEX).is_file()
+    return read_folder(path) if path.is_dir() and not named else find(str(model))
 
 
 @cache

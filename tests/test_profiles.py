@@ -87,7 +87,8 @@ def test_every_fact_differs_from_its_default(name):
         if part.library == "diffusers":
             parameters = inspect.signature(class_of(part).__init__).parameters
             for key, value in part.config.items():
-                assert plain(parameters[key].default) != value, f"{part.name}.{key}"
+                needed = (part.kind, key) == ("AutoencoderKLQwenImage", "dim_mult")  # diffusers 0.36 fails without
+                assert needed or plain(parameters[key].default) != value, f"{part.name}.{key}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -296,11 +297,16 @@ def test_broken_weights_are_named(folder, content):
         profiles.read_folder(folder)
 
 
+def test_a_link_to_weights_that_were_never_fetched_is_named(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").symlink_to(folder / "nowhere")
+    with pytest.raises(UnknownModel, match="fetch the file again"):
+        profiles.read_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"_class_name": ["pipeline", "MyPipeline"]}, "_class_name is"),
-        ({"_class_name": None}, "_class_name is None"),
         ({"unet": ["my_unet", "MyUNet"]}, "unet comes from 'my_unet'"),
         ({"unet": ["../evil", "MyUNet"]}, "unet comes from"),
     ],
@@ -309,6 +315,27 @@ def test_code_in_the_folder_is_never_run(folder, changes, why):
     edit(folder / "model_index.json", **changes)
     with pytest.raises(BadRequest, match=rf"needs code of its own \({why}.*never run"):
         profiles.read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"_class_name": None}, "names no pipeline class"), ({"../unet": ["diffusers", "X"]}, "a component called")],
+)
+def test_a_nonsensical_index_is_refused(folder, changes, why):
+    edit(folder / "model_index.json", **changes)
+    with pytest.raises(UnknownModel, match=why):
+        profiles.read_folder(folder)
+
+
+def test_a_folder_that_happens_to_be_called_like_a_pipeline_hides_it_only_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flux1-dev").mkdir()
+    assert profiles.resolve("flux1-dev") == profiles.find("flux1-dev")
+    profiles.write_folder("sd15", tmp_path / "flux1-dev")
+    assert profiles.resolve("flux1-dev").pipeline == "StableDiffusionPipeline"
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UnknownModel, match=r"holds no model_index.json"):
+        profiles.resolve("other")
 
 
 @pytest.mark.parametrize("where", [".", "unet"])
