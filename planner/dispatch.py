@@ -56,9 +56,11 @@ class Dispatch(TorchDispatchMode):
             out = self._pointwise(func, args, kwargs)
         else:
             out = func(*_counted(func, args), **kwargs)
+        if func.is_view:
+            return out
         outs = tuple(tensors(out))
         self._recorder.allocated(outs)
-        if not func.is_view and outs and func not in NO_KERNEL:
+        if outs and func not in NO_KERNEL:
             self._recorder.ran(kernel_of(func, args, kwargs, outs))
         return out
 

@@ -76,7 +76,7 @@ def _is_weight(tensor: torch.Tensor) -> bool:
 def _haunted(tensor: torch.Tensor, mode: FakeTensorMode, ghosts: dict[int, torch.Tensor]) -> torch.Tensor:
     if not is_large(tensor):
         return tensor
-    if tensor.is_meta and not tensor.is_floating_point():  # position ids and the like are counted from zero
+    if tensor.is_meta and not (tensor.is_floating_point() or tensor.is_complex()):  # position ids and the like are counted from zero
         return torch.arange(tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
     if id(tensor) not in ghosts:
         ghosts[id(tensor)] = _ghost_tensor(tensor, mode)

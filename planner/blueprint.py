@@ -1,0 +1,100 @@
+"""Blueprint: a real pipeline built from a profile, its weights on the meta device and its tokenizers stand-ins."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from planner.errors import BadRequest, PlannerError, TraceFailed
+from planner.profiles import ComponentProfile, PipelineProfile
+from planner.standin import TokenizerStandIn
+
+
+def build(profile: PipelineProfile, dtype: str | None) -> Any:
+    """The pipeline of `profile`, loaded as `from_pretrained(torch_dtype=dtype)` would; nothing is allocated.
+
+    Raises BadRequest for a class this version of diffusers or transformers does not have, TraceFailed for a
+    configuration its class refuses.
+    """
+    kind = _find("diffusers", profile.pipeline)
+    parts: dict[str, Any] = dict(profile.settings)
+    for part in profile.components:
+        parts[part.name] = None if part.optional else _part(part, dtype)
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self":
+            parts.setdefault(name, None)
+    try:
+        pipe = kind(**parts)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TraceFailed(f"{profile.pipeline} cannot be built from {profile.name}: {error}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _part(part: ComponentProfile, dtype: str | None) -> Any:
+    if part.role == "tokenizer":
+        return TokenizerStandIn(part.max_length)
+    kind = _find(part.library, part.kind)
+    try:
+        match part.role:
+            case "processor":
+                return TokenizerStandIn(part.max_length) if "VL" in part.kind else kind()
+            case "scheduler" | "guider":
+                return kind.from_config(dict(part.config))
+        return module_of(kind, part, getattr(torch, dtype or part.dtype))
+    except PlannerError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise BadRequest(f"The configuration of {part.name} does not make a {part.kind}: {error}") from error
+
+
+def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn.Module:
+    """One component on the meta device, its tensors in the dtypes that loading would give them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            if issubclass(kind, diffusers.ModelMixin):
+                module: torch.nn.Module = kind.from_config(dict(part.config))
+            else:
+                module = kind(kind.config_class.from_dict(dict(part.config)))
+    finally:
+        torch.set_default_dtype(before)
+    kept = _kept_in_single(module, dtype)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    tie = getattr(module, "tie_weights", None)
+    if tie is not None:
+        tie()
+    return module.eval().requires_grad_(False)
+
+
+def _kept_in_single(module: torch.nn.Module, dtype: torch.dtype) -> set[str]:
+    """Names of modules that loading keeps in float32: diffusers for either half, transformers for float16 only."""
+    strict = set(getattr(module, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(module, diffusers.ModelMixin) or dtype == torch.float16:
+        return strict | set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    return strict
+
+
+def _find(library: str, name: str) -> Any:
+    """A class of diffusers, transformers or one of diffusers' pipeline packages; nothing else is imported."""
+    packages = (f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}")
+    for home in (diffusers, transformers):
+        if hasattr(home, name):
+            return getattr(home, name)
+    for package in packages:
+        try:
+            return getattr(importlib.import_module(package), name)
+        except (ImportError, AttributeError):
+            continue
+    raise BadRequest(
+        f"{library}.{name} is not in diffusers {diffusers.__version__} or transformers {transformers.__version__}; "
+        "upgrade them, or plan a pipeline they have."
+    )

@@ -1,0 +1,192 @@
+"""The plan: what was chosen, what it promises, and why.  A value, JSON both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from planner.device import Device
+from planner.errors import BadRequest, PlannerError
+from planner.request import Fidelity, Request
+from planner.techniques.base import Option
+from planner.units import format_bytes
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhasePromise:
+    """One phase: bytes held at its peak, by kind, and its seconds over the whole request."""
+
+    name: str
+    weights: int
+    activations: int
+    """Tensors of the pipeline, and what the allocator's blocks hold beyond their tensors."""
+    scratch: int
+    """Workspaces and temporaries of the kernel that runs at the peak."""
+    peak: int
+    """As `torch.cuda.max_memory_allocated` during the phase."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a run will show, bytes and seconds."""
+
+    phases: tuple[PhasePromise, ...]
+    allocated: int
+    """`torch.cuda.max_memory_allocated`."""
+    reserved: int
+    """`torch.cuda.max_memory_reserved` under the budget."""
+    context: int
+    """What the process holds outside torch."""
+    host: int
+    """Weights that wait in host memory."""
+    seconds: float
+
+    @property
+    def needed(self) -> int:
+        """Least bytes of the card: the allocated peak and the context."""
+        return self.allocated + self.context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Something not chosen, and the reason with its number."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The candidate chosen for a request on a device."""
+
+    model: str
+    pipeline: str
+    """Class name."""
+    dtype: str
+    """Dtype of the denoiser's weights as they are loaded."""
+    request: Request
+    device: Device
+    budget: int
+    """Bytes of the card for this process, context included."""
+    options: tuple[Option, ...]
+    """In order of applying."""
+    promise: Promise
+    baseline: Promise
+    """The same request with nothing switched on and every component on the card."""
+    baseline_fits: bool
+    bound: float
+    """No combination that fits is faster than this; seconds."""
+    explored: int
+    """Combinations priced or ruled out."""
+    rejected: tuple[Rejection, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headroom(self) -> int:
+        """Bytes of the budget that stay free at the peak."""
+        return self.budget - self.promise.needed
+
+    @property
+    def capacity(self) -> int:
+        """Bytes torch may reserve: the budget less the context."""
+        return self.budget - self.promise.context
+
+    def option(self, technique: str) -> Option | None:
+        """The option of a technique, None where it stays off."""
+        return next((option for option in self.options if option.technique == technique), None)
+
+    def apply(self, pipe: Any, *, device: str | None = None) -> None:
+        """Configure a live pipeline in place and set the hard cap; a plan applied before is undone first.
+
+        `device`: where to compute, by default `cuda` where there is one, else `cpu`.  Raises ApplyFailed; the pipeline
+        is then as it was.
+        """
+        from planner import apply
+
+        apply.configure(pipe, self, device=device)
+
+    def revert(self, pipe: Any) -> None:
+        """Give the pipeline back as it was before `apply`.  Raises ApplyFailed where no plan is applied."""
+        from planner import apply
+
+        apply.revert(pipe)
+
+    def explain(self) -> str:
+        """The plan, its promise and its reasons as text of at most 80 columns."""
+        from planner import explain
+
+        return explain.as_text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps` that `from_json` reads back as this plan."""
+        data = asdict(self)
+        data["request"] = self.request.to_json()
+        return {"format": FORMAT, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | str) -> Plan:
+        """The plan of `to_json`, as a value or as text.  Raises BadRequest for anything else."""
+        try:
+            given = dict(json.loads(data) if isinstance(data, str) else data)
+            if given.pop("format") != FORMAT:
+                raise BadRequest(f"The plan is of another format than {FORMAT}; make it anew with this version.")
+            return cls(
+                **given
+                | {
+                    "request": Request.from_json(given["request"]),
+                    "device": _device(given["device"]),
+                    "options": tuple(_option(option) for option in given["options"]),
+                    "promise": _promise(given["promise"]),
+                    "baseline": _promise(given["baseline"]),
+                    "rejected": tuple(Rejection(**r) for r in given["rejected"]),
+                    "notes": tuple(given["notes"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PlannerError):
+                raise
+            raise BadRequest(f"This is not a plan as to_json writes it: {error!r}; make it anew.") from error
+
+
+def _device(data: Mapping[str, Any]) -> Device:
+    pairs = {name: tuple(data[name]) for name in ("compute_capability", "pcie")}
+    return Device(**{**data, **pairs})
+
+
+def _option(data: Mapping[str, Any]) -> Option:
+    return Option(**{**data, "fidelity": Fidelity(data["fidelity"]), "calls": tuple(data["calls"])})
+
+
+def _promise(data: Mapping[str, Any]) -> Promise:
+    return Promise(**{**data, "phases": tuple(PhasePromise(**phase) for phase in data["phases"])})
+
+
+class Infeasible(PlannerError):
+    """No combination fits: exit code 3.  Carries the phase, the bytes over, and what would be enough."""
+
+    def __init__(self, *, leanest: Plan, phase: str, over: int, smallest_budget: int, largest_size: str = "") -> None:
+        self.leanest, self.phase, self.over = leanest, phase, over
+        self.smallest_budget, self.largest_size = smallest_budget, largest_size
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        plan = self.leanest
+        chosen = ", ".join(f"{o.technique}={o.value}" for o in plan.options) or "nothing switched on"
+        advice = f"the smallest budget that would do is {format_bytes(self.smallest_budget)}"
+        if self.largest_size:
+            advice += f", the largest image that fits is {self.largest_size}"
+        return (
+            f"No combination fits {plan.model} into {format_bytes(plan.budget)}: the leanest ({chosen}) is "
+            f"{format_bytes(self.over)} over in {self.phase}; {advice}."
+        )
+
+
+def with_notes(plan: Plan, *notes: str) -> Plan:
+    """The same plan with further notes."""
+    return replace(plan, notes=(*plan.notes, *notes))

@@ -1,0 +1,77 @@
+"""A stand-in for tokenizers and text processors: token ids of the right shape where no tokenizer files are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+MARK = 2
+"""Tokens a tokenizer adds around a text."""
+
+
+class TokenizerStandIn:
+    """Returns zeros in the shape a real tokenizer would return; a token is a word."""
+
+    padding_side = "right"
+    pad_token_id = bos_token_id = eos_token_id = unk_token_id = 0
+    pad_token = eos_token = "<pad>"  # noqa: S105  (a word of the vocabulary)
+
+    def __init__(self, max_length: int) -> None:
+        self.model_max_length = max_length or 512
+        self.added_tokens_encoder: dict[str, int] = {}
+        self.tokenizer = self
+
+    def tokenize(self, text: str, **_: object) -> list[str]:
+        """The words of `text`."""
+        return text.split()
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        """One zero a token."""
+        return [0] * (len(text.split()) + MARK)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] = "",
+        max_length: int | None = None,
+        padding: bool | str = False,
+        truncation: bool = False,
+        return_tensors: str | None = None,
+        **_: object,
+    ) -> Any:
+        """Ids and mask, (rows, tokens) each."""
+        import torch
+        from transformers import BatchEncoding
+
+        rows = [text] if isinstance(text, str) else list(text)
+        limit = max_length or self.model_max_length
+        counts = [min(len(self.encode(row)), limit) if truncation else len(self.encode(row)) for row in rows]
+        width = limit if padding == "max_length" else max(counts)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for row, count in zip(mask, counts, strict=True):
+            row[width - count if self.padding_side == "left" else 0 :][:count] = 1
+        if return_tensors:
+            return BatchEncoding({"input_ids": torch.zeros_like(mask), "attention_mask": mask})
+        lists = [[0] * width for _ in rows], mask.tolist()
+        ids, masks = (rows[0] for rows in lists) if isinstance(text, str) else lists
+        return BatchEncoding({"input_ids": ids, "attention_mask": masks})
+
+    def apply_chat_template(self, messages: Any, tokenize: bool = True, **options: Any) -> Any:
+        """The messages' words, as ids or as text."""
+        talks = messages if messages and isinstance(messages[0], list) else [messages]
+        texts = [" ".join(_words(talk)) for talk in talks]
+        return self(texts, **options) if tokenize else texts[0]
+
+    def decode(self, *_: object, **__: object) -> str:
+        """No text stands behind the zeros."""
+        return ""
+
+    def batch_decode(self, rows: Sequence[object], **_: object) -> list[str]:
+        """One empty text a row."""
+        return ["" for _ in rows]
+
+
+def _words(tree: Any) -> list[str]:
+    if isinstance(tree, str):
+        return tree.split()
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [word for item in items for word in _words(item)]
