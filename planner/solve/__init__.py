@@ -1,0 +1,102 @@
+"""The search: one offer per group, within memory in every phase, fastest first.  Pure and exact.
+
+This is a multiple-choice knapsack with a row per phase.  Dominated offers go, then offers that cannot fit, and the
+rest is searched depth first under the Lagrangian bound that puts a price on memory (Fisher 1981,
+doi:10.1287/mnsc.27.1.1).  Times are summed in whole nanoseconds and prices are integers, so every bound is exact and
+the answer does not depend on the order of offers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from planner.solve.bounds import UNLIMITED
+from planner.solve.contrast import alternatives
+from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution
+from planner.solve.search import Aim, Search
+
+__all__ = [
+    "Alternative",
+    "NoSolution",
+    "Offer",
+    "Problem",
+    "Solution",
+    "alternatives",
+    "smallest_capacity",
+    "solve",
+]
+
+
+def solve(
+    problems: Sequence[Problem], *, accept: Callable[[Solution], bool] = lambda _: True, slack: float = 0.02
+) -> Solution:
+    """The choice that intervenes least among those feasible, accepted and at most `slack` slower than the fastest.
+
+    That is: lowest fidelity number, then fewest changes, least time, earliest problem, names.  `accept` is asked about
+    the fastest candidates first, then about the preferred ones, never twice about one.  Raises `NoSolution`.
+    """
+    search = Search(problems, accept)
+    levels = sorted({offer.fidelity for problem in problems for group in problem.groups for offer in group} or {0})
+    fastest = search.hunt(Aim(levels[-1]))
+    if fastest is None:
+        raise evidence(problems, search.refused)
+    limit = fastest.time * (1 + slack)
+    hunts = (search.hunt(Aim(level, limit, frugal=True)) for level in levels)
+    return search.solution(next(filter(None, hunts)), fastest.time)
+
+
+def smallest(
+    problems: Sequence[Problem], limited: Callable[[Problem, int], Problem], need: Callable[[Solution], int]
+) -> int | None:
+    """The smallest limit under which anything is feasible, by bisection between what was found and what was refuted."""
+    high: int | None = None
+    for problem in problems:
+        groups = tuple(tuple(replace(offer, seconds=0.0) for offer in group) for group in problem.groups)
+        search = Search([replace(problem, seconds=0.0, groups=groups)], lambda _: True)
+        # Each scene must first beat the best so far; only then is bisecting worth it.
+        low, limit = 0, UNLIMITED if high is None else high - 1
+        while low <= limit:
+            search.problems = [limited(problem, limit) for problem in search.problems]
+            if key := search.hunt(Aim(UNLIMITED, enough=0)):
+                high = need(search.solution(key, 0))
+            elif high is None or limit == high - 1:
+                break
+            else:
+                low = limit + 1
+            limit = (low + high - 1) // 2
+    return high
+
+
+def smallest_capacity(problems: Sequence[Problem]) -> tuple[int, Solution]:
+    """The least bytes per phase under which some choice fits, host RAM as it is, and the fastest such choice.
+
+    Where no choice keeps to the host RAM, it is left out of account.  ValueError when there is nothing to choose from.
+    """
+    capacity = smallest(problems, with_capacity, lambda solution: max(solution.memory))
+    if capacity is not None:
+        return capacity, solve([with_capacity(problem, capacity) for problem in problems], slack=0.0)
+    if all(problem.host is None for problem in problems):
+        raise ValueError("Every problem has a group without offers; give each group one, or leave the group out.")
+    return smallest_capacity([with_host(problem, None) for problem in problems])
+
+
+def with_capacity(problem: Problem, limit: int) -> Problem:
+    """The same problem under another capacity."""
+    return replace(problem, capacity=limit)
+
+
+def with_host(problem: Problem, limit: int | None) -> Problem:
+    """The same problem under another limit of host RAM."""
+    return replace(problem, host=limit)
+
+
+def evidence(problems: Sequence[Problem], refused: int) -> NoSolution:
+    """What stands in the way of a solution, in numbers."""
+    capacity, choice = smallest_capacity(problems)
+    host = smallest(problems, with_host, lambda solution: solution.host)
+    if host is None:
+        roomy = [with_capacity(problem, max(problem.capacity, capacity)) for problem in problems]
+        host = smallest(roomy, with_host, lambda solution: solution.host)
+    over = capacity - next(problem.capacity for problem in problems if problem.label == choice.label)
+    return NoSolution(choice, over=over, host=host or 0, refused=refused)

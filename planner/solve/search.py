@@ -1,0 +1,125 @@
+"""Depth first through the scenes, under the bounds, with what the replay has said about candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from planner.solve.bounds import SCALE, Bare, Scene, prepare, undominated
+from planner.solve.problem import Problem, Solution, nanoseconds
+
+
+class Key(NamedTuple):
+    """The order in which choices are preferred; `scene` is the place of the problem."""
+
+    changes: int
+    time: int
+    scene: int
+    names: tuple[str, ...]
+
+
+class Aim(NamedTuple):
+    """What to look for within `fidelity` and `limit` ns: the least time, or when `frugal` the least `Key`."""
+
+    fidelity: int
+    limit: float = math.inf
+    frugal: bool = False
+    enough: int = -1
+    """Nanoseconds that need not be undercut."""
+
+
+def quickest(problem: Problem) -> float:
+    """Seconds if there were no limits."""
+    return problem.seconds + sum(min((offer.seconds for offer in group), default=0.0) for group in problem.groups)
+
+
+class Search:
+    """One search over several scenes, with what `accept` has said so far."""
+
+    def __init__(self, problems: Sequence[Problem], accept: Callable[[Solution], bool]) -> None:
+        self.problems, self.accept = problems, accept
+        self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
+        # Scenes that may be fast come first: what they reach dismisses the others.
+        self.order = sorted(range(len(problems)), key=lambda scene: quickest(problems[scene]))
+        self.explored = 0
+        self.best: Key | None = None
+        self.limit = math.inf
+
+    @property
+    def refused(self) -> int:
+        """How many choices were not accepted."""
+        return sum(not verdict for verdict in self.verdicts.values())
+
+    def hunt(self, aim: Aim) -> Key | None:
+        """The best choice that is accepted; each candidate is asked about once."""
+        while key := self.sweep(aim):
+            place = (key.scene, key.names)
+            if place not in self.verdicts:
+                self.verdicts[place] = self.accept(self.solution(key, key.time))
+            if self.verdicts[place]:
+                return key
+            aim = aim._replace(enough=-1 if aim.frugal else key.time)
+        return None
+
+    def sweep(self, aim: Aim) -> Key | None:
+        """The best choice not refused so far."""
+        self.best, self.limit = None, aim.limit
+        spoilt = {scene for (scene, _), accepted in self.verdicts.items() if not accepted}
+        for index in self.order:
+            # A refused choice no longer stands in for those it dominates.
+            scene = prepare(self.problems[index], self.offers(index, aim, whole=index in spoilt), self.limit)
+            if scene:
+                self.descend(scene, aim, Key(scene.changes, scene.time, index, ()), scene.price, scene.room)
+        return self.best
+
+    def offers(self, index: int, aim: Aim, *, whole: bool) -> list[list[Bare]]:
+        """The offers of a scene that matter; `whole` keeps the dominated ones."""
+        place = (index, aim.fidelity, aim.frugal, whole)
+        if place not in self.stock:
+            groups = [
+                [
+                    Bare(nanoseconds(o.seconds), o.changes * aim.frugal, o.name, (*o.memory, o.host))
+                    for o in group
+                    if o.fidelity <= aim.fidelity
+                ]
+                for group in self.problems[index].groups
+            ]
+            self.stock[place] = groups if whole else [undominated(group) for group in groups]
+        return self.stock[place]
+
+    def descend(self, scene: Scene, aim: Aim, key: Key, price: int, room: int) -> None:
+        """Everything below a partial choice, cheapest first; all sums already hold the least of the groups to come."""
+        if len(key.names) == len(scene.groups):
+            if self.verdicts.get((key.scene, key.names), True) and (self.best is None or key < self.best):
+                self.best = key
+                if not aim.frugal:
+                    self.limit = key.time - 1 if key.time > aim.enough else -math.inf
+            return
+        for item in scene.groups[len(key.names)]:
+            self.explored += 1
+            cost, time, left = price + item.price, key.time + item.time, room - item.load
+            if cost > self.limit * 2**SCALE:
+                break
+            if time > self.limit or left & scene.guard != scene.guard:
+                continue
+            below = Key(key.changes + item.changes, time, key.scene, (*key.names, item.name))
+            if self.best is None or below._replace(time=max(time, -(-cost >> SCALE))) <= self.best:
+                self.descend(scene, aim, below, cost, left)
+
+    def solution(self, key: Key, bound: int) -> Solution:
+        """The choice with its totals."""
+        problem = self.problems[key.scene]
+        choice = tuple(
+            next(o for o in group if o.name == name) for group, name in zip(problem.groups, key.names, strict=True)
+        )
+        return Solution(
+            label=problem.label,
+            choice=choice,
+            seconds=key.time / 1e9,
+            memory=tuple(map(sum, zip(problem.base, *(o.memory for o in choice), strict=True))),
+            host=sum(o.host for o in choice),
+            bound=bound / 1e9,
+            explored=self.explored,
+        )
