@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import scenes
 
@@ -143,6 +143,7 @@ def test_smallest_capacity_equals_brute_force(problems: tuple[Problem, ...]) -> 
     assert found.seconds == min(c.seconds for c in at_least)
 
 
+@settings(max_examples=50)
 @given(scenes())
 def test_evidence_equals_brute_force(problems: tuple[Problem, ...]) -> None:
     with pytest.raises(NoSolution) as caught:
@@ -155,6 +156,7 @@ def test_evidence_equals_brute_force(problems: tuple[Problem, ...]) -> None:
     assert error.refused == sum(c.fits and c.hosted for c in choices(problems))
 
 
+@settings(max_examples=50)
 @given(scenes())
 def test_what_the_evidence_asks_for_suffices(problems: tuple[Problem, ...]) -> None:
     try:
@@ -169,6 +171,7 @@ def test_what_the_evidence_asks_for_suffices(problems: tuple[Problem, ...]) -> N
         solve(roomy)
 
 
+@settings(max_examples=50)
 @given(scenes(), st.randoms(use_true_random=False), SLACKS)
 def test_the_order_of_offers_does_not_matter(
     problems: tuple[Problem, ...], chance: random.Random, slack: float
@@ -217,6 +220,7 @@ def test_a_dominated_offer_never_changes_the_answer(
         assert solve([more], slack=slack) == found
 
 
+@settings(max_examples=50)
 @given(scenes(), SLACKS)
 def test_alternatives_tell_the_truth(problems: tuple[Problem, ...], slack: float) -> None:
     accept = moody(2, 0.3)
@@ -327,6 +331,12 @@ def test_scenes_compete_and_the_earlier_wins_a_tie() -> None:
     assert solve([first, again]).label == "half precision"
     assert solve([again, first]).label == "again"
     assert solve([first, faster, again], slack=0.0).label == "faster"
+
+
+def test_a_scene_without_offers_is_exact() -> None:
+    nothing = Problem(label="nothing to choose", groups=(), capacity=1, base=(0,), seconds=1.0)
+    faithful = Problem(label="faithful", groups=((offer("a", 1.0, 0, fidelity=1),),), capacity=1, base=(0,))
+    assert solve([faithful, nothing]).label == "nothing to choose"
 
 
 def test_alternatives_by_hand() -> None:

@@ -37,7 +37,7 @@ def solve(
     the fastest candidates first, then about the preferred ones, never twice about one.  Raises `NoSolution`.
     """
     search = Search(problems, accept)
-    levels = sorted({offer.fidelity for problem in problems for group in problem.groups for offer in group} or {0})
+    levels = sorted({0, *(offer.fidelity for problem in problems for group in problem.groups for offer in group)})
     fastest = search.hunt(Aim(levels[-1]))
     if fastest is None:
         raise evidence(problems, search.refused)

@@ -23,7 +23,10 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One scene: the groups, the bytes every phase and the host may hold, and what is there before any offer."""
+    """One scene: the groups, the bytes every phase and the host may hold, and what is there before any offer.
+
+    What the scene itself costs in fidelity or changes is said by a group with a single offer.
+    """
 
     label: str
     groups: tuple[tuple[Offer, ...], ...]
