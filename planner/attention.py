@@ -67,7 +67,7 @@ def _temporaries(a: Attention, backend: str) -> Iterator[int]:
                 yield from (q * item, k * item, v * item)
         case "sliced":
             yield from (q * item, k * item, v * item)
-            yield from (scores * item // max(a.batch * 2, 1),) * 2
+            yield from (a.queries * a.keys * item,) * 2  # one head's scores, and their softmax
         case "math":
             if item == 2:
                 yield from (q * 4, k * 4, v * 4)

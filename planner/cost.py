@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 
 from planner import attention, workspace
 from planner.device import Device
-from planner.pace import Pace
+from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
     Alloc, Attention, Call, Cast, Conv, Drop, Enter, Event, Free, Kernel, Load, Plain, Program, Run,
 )  # fmt: skip
 
 GRAIN = 512
 """The allocator rounds every request up to this (kMinBlockSize)."""
+
+BEFORE = "start"
+"""The phase before the first component is called: weights on the card, inputs made."""
 
 
 def rounded(size: int) -> int:
@@ -63,11 +66,14 @@ class Phase:
 
 
 class Cost:
-    """Prices programs that share one table of recordings and kernels; bodies priced once stay priced."""
+    """Prices programs on one device; what one body of a family costs is worked out once.
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._bodies: dict[tuple[int, str], Body] = {}
+    What is done once, such as compiling, is spread over `calls`.
+    """
+
+    def __init__(self, device: Device, calls: int = 1) -> None:
+        self.device, self._calls = device, calls
+        self._bodies: dict[tuple[str, int, str], Body] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
         """Peak and seconds of each phase; what the pipeline does between calls belongs to the phase before it."""
@@ -76,20 +82,23 @@ class Cost:
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
         peaks: dict[str, Peak] = {}
         seconds: dict[str, float] = {}
-        now = "start"
+        now = BEFORE
         for event in program.recordings[program.course].events:
             if isinstance(event, (Call, Enter)) and event.module:
                 now = event.module
                 meter.tracing = program.tracing if now in denoisers else "none"
-            meter.peak, meter.seconds = Peak(), 0.0
+            meter.peak, meter.seconds = Peak(meter.weights, meter.activations), 0.0
             meter.take(event)
             peaks[now] = max(peaks.get(now, Peak()), meter.peak, key=_total)
-            seconds[now] = seconds.get(now, 0.0) + meter.seconds
-        return tuple(Phase(name=n, peak=p, seconds=seconds[n] * program.variant.splits) for n, p in peaks.items())
+            if now in denoisers and now not in seconds:
+                seconds[now] = GRAPH_SECONDS[program.tracing] / self._calls / program.variant.splits
+            if now != BEFORE:  # weights that are there before the call take none of its time
+                seconds[now] = seconds.get(now, 0.0) + meter.seconds
+        return tuple(Phase(name=n, peak=p, seconds=seconds.get(n, 0.0) * program.variant.splits) for n, p in peaks.items())
 
     def body(self, program: Program, recording: int, tracing: str) -> Body:
         """The effect of one recording."""
-        key = (recording, tracing)
+        key = (program.family, recording, tracing)
         if key not in self._bodies:
             meter = Meter(self, program, tracing)
             for event in program.recordings[recording].events:

@@ -30,6 +30,14 @@ class Ghost:
                 yield name, part
 
 
+def haunted(pipe: Any) -> Ghost:
+    """The ghost that a pipeline on the meta device becomes, in place."""
+    ghost = Ghost(pipe=pipe, mode=FakeTensorMode(allow_non_fake_inputs=True))
+    for _, module in ghost.modules():
+        haunt(module, ghost.mode)
+    return ghost
+
+
 def ghost_of(pipe: Any) -> Ghost:
     """A ghost of a live pipeline.  No weight is copied; adapters and processors come along, offload hooks do not."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -52,7 +52,7 @@ def sequential_offload(program: Program) -> Program:
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
     events = tuple(e for e in course.events if not isinstance(e, Cast) or e.component in excluded)
     streamed = tuple(_streamed(r) for r in program.recordings)
-    return replace(program, recordings=streamed).with_course(stay + events)
+    return replace(program, recordings=streamed, family=f"{program.family}/sequential").with_course(stay + events)
 
 
 def _streamed(recording: Recording) -> Recording:

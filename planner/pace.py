@@ -18,9 +18,9 @@ LEAF_SECONDS = 75e-6
 """Hook and copy set-up of one leaf under sequential offload (50–100 µs of accelerate's Python)."""
 COMPILED_TRAFFIC = 0.5
 """Share of elementwise traffic left by fusion (compile gains of 1.12–1.20 on GeForce at equal products)."""
-COMPILE_SECONDS = {"jit": 5.0, "compile": 67.4, "regional": 9.6}
+GRAPH_SECONDS = {"none": 0.0, "jit": 5.0, "compile": 67.4, "regional": 9.6}
 """One-time cost; FLUX.1-dev on an H100: 67.4 s whole, 9.6 s by repeated block (diffusers' figures)."""
-LAUNCH = {"none": 24e-6, "jit": 21e-6, "compile": 6e-6}
+LAUNCH = {"none": 24e-6, "jit": 21e-6, "compile": 6e-6, "regional": 6e-6}
 """Least seconds of one kernel: 24 µs an operation eager on a desktop with an RTX 4090, 28–43 µs on servers; tracing
 saves a tenth of it (3.30 → 3.21 s on a Titan RTX)."""
 
@@ -36,7 +36,7 @@ class Pace:
         """Seconds of one kernel."""
         match kernel:
             case Plain(_, _, traffic):
-                share = COMPILED_TRAFFIC if self.tracing == "compile" else 1.0
+                share = COMPILED_TRAFFIC if self.tracing in ("compile", "regional") else 1.0
                 work = self._moved(traffic * share)
             case Matmul(dtype, flops, traffic):
                 work = max(flops / self._rate(dtype), self._moved(traffic))

@@ -199,11 +199,13 @@ class Program:
     """`model_cpu_offload_seq`, in order; empty where the pipeline has none."""
     excluded: frozenset[str]
     """Components that diffusers' offloading leaves on the card."""
-    tracing: Literal["none", "jit", "compile"] = "none"
-    """How the denoiser runs: kernel by kernel from Python, traced, or compiled."""
+    tracing: Literal["none", "jit", "compile", "regional"] = "none"
+    """How the denoiser runs: kernel by kernel from Python, traced, compiled, or compiled block by block."""
     kernels: tuple[Kernel, ...] = field(repr=False)
     recordings: tuple[Recording, ...] = field(repr=False)
     course: int
+    family: str = ""
+    """Programs of one family share their table of bodies: equal index, equal effect."""
 
     def component(self, name: str) -> Component:
         """The component called `name`; KeyError if there is none."""

@@ -90,6 +90,12 @@ class Recorder:
         kept = tuple((local, self._watch(storage)) for local, storage in sorted(outputs.items()))
         self._frames[-1].events.append(Call(recording, module, kept))
 
+    def again(self, times: int) -> None:
+        """Note the last call of a body that leaves nothing so many times more."""
+        events = self._frames[-1].events
+        if isinstance(events[-1], Call) and not events[-1].kept:
+            events += [events[-1]] * times
+
     def ran(self, kernel: Kernel) -> None:
         """Note a kernel."""
         index = self._kernel_index.setdefault(kernel, len(self.kernels))

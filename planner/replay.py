@@ -60,6 +60,26 @@ class Replay:
 
         setattr(owner, method, recorded)
 
+    def wrap_blend(self, owner: torch.nn.Module, method: str, dimension: int) -> None:
+        """Record one round of a loop over the rows of a seam, and note it once a row.
+
+        `method` takes two tiles and how far they overlap, and changes the second in place.
+        """
+        real = getattr(owner, method)
+
+        @functools.wraps(real)
+        def blended(a: torch.Tensor, b: torch.Tensor, extent: int) -> torch.Tensor:
+            rounds = min(a.shape[dimension], b.shape[dimension], extent)
+            if self._recorder.depth == 0 or rounds < 1:
+                return real(a, b, extent)
+            self._recorder.enter("", method)
+            row = self._run(owner, real, f"{method}.round", "", False, (a, b, 1), {})
+            self._recorder.again(rounds - 1)
+            self._recorder.leave()
+            return row
+
+        setattr(owner, method, blended)
+
     def _run(
         self, owner: torch.nn.Module, real: Callable[..., Any], name: str, module: str, buffers: bool, args: Any, kwargs: Any
     ) -> Any:

@@ -125,6 +125,8 @@ class Request:
     prompt_tokens: int | None = None
     extra: tuple[tuple[str, JSON], ...] = field(default=(), hash=False)
     """Further call arguments in JSON's types, by name; lists become tuples."""
+    calls: int = 1
+    """Calls of this shape that will be made; what is done once is spread over them."""
     budget: Budget = Budget()
     host_ram: int | None = None
     """Bytes of host memory the plan may use; None: what is available."""
@@ -133,8 +135,8 @@ class Request:
     """`float16`, `bfloat16` or `float32`, also by their short names; None: as the weights are."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "host_ram"):
-            if getattr(self, name) is not None or name in ("images", "prompts"):
+        for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram"):
+            if getattr(self, name) is not None or name in ("images", "prompts", "calls"):
                 _check_count(name, getattr(self, name))
         if self.guidance is not None:
             _check_guidance(self.guidance)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 METHODS = ("encode", "decode", "get_text_features", "get_image_features")
 """Ways other than calling it in which a pipeline uses a component."""
-HELPERS = ("blend_v", "blend_h", "blend_t")
-"""Parts of tiled coding that run thousands of times on the same shapes."""
+BLENDS = {"blend_v": -2, "blend_h": -1, "blend_t": -3}
+"""Methods of tiled coding that loop over the rows of a seam, and the dimension they loop over."""
 
 Setting = Callable[[Ghost, Variant], None]
 
@@ -29,9 +29,10 @@ Setting = Callable[[Ghost, Variant], None]
 class Tracer:
     """Records programs of one ghost.  Bodies that two variants share are recorded once."""
 
-    def __init__(self, ghost: Ghost, prepare: Setting) -> None:
+    def __init__(self, ghost: Ghost, prepare: Setting, family: str = "") -> None:
         self._ghost = ghost
         self._prepare = prepare
+        self._family = family
         self._recorder = Recorder()
         self._replay = Replay(self._recorder, ghost.mode)
         for name, module in ghost.modules():
@@ -64,6 +65,7 @@ class Tracer:
             kernels=tuple(recorder.kernels),
             recordings=tuple(recorder.recordings),
             course=done.recording,
+            family=self._family,
         )
 
     def _wrap(self, component: str, module: torch.nn.Module) -> None:
@@ -73,9 +75,9 @@ class Tracer:
         for method in METHODS:
             if callable(getattr(module, method, None)):
                 self._replay.wrap(module, method, f"{component}.{method}")
-        for method in HELPERS:
+        for method, dimension in BLENDS.items():
             if callable(getattr(module, method, None)):
-                self._replay.wrap(module, method, "")
+                self._replay.wrap_blend(module, method, dimension)
         for part in module.modules():
             object.__setattr__(part, "_apply", _Applier(self, component, module, part))
 

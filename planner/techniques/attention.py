@@ -11,7 +11,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.program import Attention, Call, Component, Enter, Exit, Program, Run, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
 
 DISPATCHED = {
@@ -32,6 +32,7 @@ class AttentionBackend:
     """One backend for every attention that diffusers can switch.  Exact: the same sum in another order."""
 
     name: str = "attention"
+    scope: Scope = "call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         return tuple(
@@ -71,7 +72,7 @@ class AttentionBackend:
             replace(kernel, backend=backend) if index in chosen and isinstance(kernel, Attention) else kernel
             for index, kernel in enumerate(program.kernels)
         )
-        return replace(program, kernels=kernels)
+        return replace(program, kernels=kernels, family=f"{program.family}/{backend}")
 
 
 def _slice(pipe: Any) -> None:

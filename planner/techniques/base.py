@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from planner.device import Device
 from planner.program import Program, Variant
@@ -18,10 +18,13 @@ class Option:
     technique: str
     value: str | int = ""
     fidelity: Fidelity = Fidelity.EXACT
+    neutral: bool = False
+    """What happens when nothing is chosen; it counts as no change."""
     calls: tuple[str, ...] = ()
     """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
 
 
+Scope = Literal["call", "denoiser", "autoencoder"]
 Undo = Callable[[], None]
 
 
@@ -35,6 +38,11 @@ class Technique(Protocol):
     @property
     def name(self) -> str:
         """Identifier in plans and on the command line."""
+        ...
+
+    @property
+    def scope(self) -> Scope:
+        """What it changes: the whole `call`, or only the phases of the `denoiser` or the `autoencoder`."""
         ...
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from planner.device import Device
 from planner.program import Component, Program, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import modules, undone_on_error
 
 
@@ -22,6 +22,10 @@ class ChannelsLast:
     @property
     def name(self) -> str:
         return f"channels_last_{'vae' if self.role == 'autoencoder' else self.role}"
+
+    @property
+    def scope(self) -> Scope:
+        return "autoencoder" if self.role == "autoencoder" else "denoiser"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         return tuple(self._option(component) for component in program.components if self._can(component))

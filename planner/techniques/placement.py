@@ -7,12 +7,14 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
+from planner.offload import model_offload, resident, sequential_offload
 from planner.program import Program, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, parts, remember, tensors, undone_on_error
 
-CALLS = {"model": "pipe.enable_model_cpu_offload()", "sequential": "pipe.enable_sequential_cpu_offload()"}
+CALLS = {"resident": 'pipe.to("cuda")', "model": "pipe.enable_model_cpu_offload()", "sequential": "pipe.enable_sequential_cpu_offload()"}
+REWRITES = {"resident": resident, "model": model_offload, "sequential": sequential_offload}
 STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id")
 """What diffusers' offloading leaves on a pipeline."""
 
@@ -24,10 +26,13 @@ class Placement:
     device: str = ""
     """Where the pipeline computes; empty: cuda where there is one, else cpu."""
     name: str = "placement"
+    scope: Scope = "call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = tuple(value for value in CALLS if value != "model" or any(program.chain))
-        return tuple(Option(technique=self.name, value=value, calls=(CALLS[value],)) for value in able)
+        return tuple(
+            Option(technique=self.name, value=value, neutral=value == "resident", calls=(CALLS[value],)) for value in able
+        )
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
         return variant
@@ -50,8 +55,8 @@ class Placement:
                 pipe.to(device)
         return undo
 
-    def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
-        return program
+    def rewrite(self, program: Program, option: Option) -> Program:
+        return REWRITES[str(option.value)](program)
 
 
 def _default_device() -> str:

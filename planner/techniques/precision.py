@@ -9,7 +9,7 @@ from typing import Any
 from planner.device import Device
 from planner.program import Program, Variant
 from planner.request import Fidelity, Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import modules, undone_on_error
 
 TRAINED_IN_BFLOAT16 = ("T5", "UMT5", "MT5", "Gemma", "Qwen", "Llama", "Mistral", "Glm", "ChatGLM", "Smol")
@@ -25,6 +25,7 @@ class Precision:
     """
 
     name: str = "precision"
+    scope: Scope = "call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
         single = any("denoiser" in part.traits and part.dtype == "float32" for part in program.components)

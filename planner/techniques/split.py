@@ -10,7 +10,7 @@ from typing import Any
 from planner.device import Device
 from planner.program import Program, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 
 PER_PROMPT = ("prompt", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
 """Beginnings of the names of arguments that hold one entry per prompt."""
@@ -26,6 +26,7 @@ class Split:
     """Several smaller calls.  Exact with one generator per image; a single generator is drawn from call after call."""
 
     name: str = "split"
+    scope: Scope = "call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         total = request.prompts * request.images

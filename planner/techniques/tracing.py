@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.program import Component, Drop, Load, Program, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
 
 TRACEABLE = "UNet2DConditionModel"
@@ -19,13 +19,19 @@ TRACEABLE = "UNet2DConditionModel"
 
 @dataclass(frozen=True, slots=True)
 class Tracing:
-    """Run the denoiser from a recorded graph.  Exact up to kernel rounding."""
+    """Run the denoiser from a recorded graph.  Exact up to kernel rounding.
+
+    Offered for several calls of one shape: making the graph takes longer than most single calls save.
+    """
 
     backend: str = "inductor"
     """What torch.compile hands its graphs to."""
     name: str = "tracing"
+    scope: Scope = "denoiser"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        if request.calls < 2:
+            return ()
         denoisers = tuple(component for component in program.components if "denoiser" in component.traits)
         able = (("jit", _jit_calls(program, denoisers)), ("compile", _compile_calls(program, denoisers)))
         return tuple(Option(technique=self.name, value=value, calls=calls) for value, calls in able if calls)
@@ -46,8 +52,12 @@ class Tracing:
                 compile_(backend=self.backend)
         return undo
 
-    def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
-        return program
+    def rewrite(self, program: Program, option: Option) -> Program:
+        denoisers = [component for component in program.components if "denoiser" in component.traits]
+        if option.value == "jit":
+            return replace(program, tracing="jit")
+        regional = all("repeated_blocks" in component.traits for component in denoisers)
+        return replace(program, tracing="regional" if regional else "compile")
 
 
 def is_denoiser(name: str) -> bool:

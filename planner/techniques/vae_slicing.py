@@ -8,7 +8,7 @@ from typing import Any
 from planner.device import Device
 from planner.program import Program, Variant
 from planner.request import Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember
 
 
@@ -17,6 +17,7 @@ class VaeSlicing:
     """Decode image by image.  Offered where a call makes more than one."""
 
     name: str = "vae_slicing"
+    scope: Scope = "autoencoder"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component.name for component in program.components if "slicing" in component.traits]

@@ -10,7 +10,7 @@ from planner.device import Device
 from planner.errors import BadRequest
 from planner.program import Component, Conv, Program, Variant
 from planner.request import Fidelity, Request
-from planner.techniques.base import Option, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
 
 LADDER = (256, 384, 512, 768, 1024, 1536, 2048)
@@ -35,6 +35,7 @@ class VaeTiling:
     """Decode and encode in tiles.  Faithful: seams are blended, and norms see one tile at a time."""
 
     name: str = "vae_tiling"
+    scope: Scope = "autoencoder"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         if request.fidelity < Fidelity.FAITHFUL:

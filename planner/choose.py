@@ -1,0 +1,278 @@
+"""Choose: scenes and offers are made from what the techniques offer, priced, and handed to the solver.
+
+A scene fixes every choice that concerns the whole call (dtype, split, attention, placement).  Inside it each group of
+phases (the denoiser's, the autoencoder's) has its own choices, which touch no other phase.  Scenes are visited by a
+lower bound on their time, and the visit ends where no scene left can beat what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop
+from itertools import count, groupby, product
+from math import inf
+
+from planner import solve
+from planner.cost import Cost, Phase
+from planner.device import Device
+from planner.program import Program, Variant
+from planner.programs import Programs
+from planner.rehearsal import Rehearsal, rehearse
+from planner.request import Request
+from planner.techniques.base import Option, Scope, Technique
+
+GROUPS: tuple[Scope, ...] = ("denoiser", "autoencoder")
+SLACK = 0.02
+"""Least intervention: candidates this much slower than the fastest count as equally fast."""
+
+Candidate = tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bytes torch may reserve, and bytes of host memory for waiting weights."""
+
+    capacity: int
+    host: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """A candidate with its program and phases."""
+
+    candidate: Candidate
+    program: Program
+    phases: tuple[Phase, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole request."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def worst(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.peak.total)
+
+
+    def of(self, scope: Scope) -> tuple[int, ...]:
+        """Positions of the phases in which components of that role work."""
+        names = {c.name for c in self.program.components if scope in c.traits}
+        return tuple(n for n, phase in enumerate(self.phases) if phase.name.partition(".")[0] in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A scene that was priced, the solver's problem made of it, and what its offers stand for."""
+
+    priced: Priced
+    problem: solve.Problem
+    options: dict[str, Candidate]
+    """Options behind each offer's name."""
+
+    @property
+    def bound(self) -> float:
+        """Seconds below which no choice in this scene gets, whatever the limits."""
+        return self.problem.seconds + sum(min(o.seconds for o in group) for group in self.problem.groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The winner, how it was found, and what it was compared with."""
+
+    winner: Priced
+    rehearsal: Rehearsal
+    scene: Scene
+    solution: solve.Solution
+    scenes: tuple[Scene, ...]
+    explored: int
+    pruned: tuple[tuple[Priced, Priced], ...]
+    """Candidates that are neither faster nor leaner in any phase than the one they were compared with."""
+
+
+class NothingFits(Exception):
+    """No candidate is within the limits; carries the leanest, its phase that is over, and what would do."""
+
+    def __init__(self, leanest: Priced, evidence: solve.NoSolution) -> None:
+        self.leanest, self.evidence = leanest, evidence
+        self.phase = leanest.phases[evidence.phase].name
+        super().__init__(str(evidence))
+
+
+class Chooser:
+    """Prices candidates of one model, request and device."""
+
+    def __init__(self, programs: Programs, device: Device, request: Request, techniques: Sequence[Technique]) -> None:
+        self._programs, self._device, self._request = programs, device, request
+        self._techniques = {technique.name: technique for technique in techniques}
+        self._cost = Cost(device, request.calls)
+        self._known: dict[Candidate, Priced] = {}
+
+    def price(self, candidate: Candidate) -> Priced:
+        """The candidate's program and phases."""
+        if candidate not in self._known:
+            variant = Variant()
+            for option in candidate:
+                variant = self._techniques[option.technique].variant(variant, option)
+            program = self._programs.get(variant)
+            for option in candidate:
+                program = self._techniques[option.technique].rewrite(program, option)
+            phases = self._cost.phases(program)
+            self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
+        return self._known[candidate]
+
+    def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
+        """The candidate in PyTorch's allocator."""
+        return rehearse(priced.program, self._device, capacity=capacity, cost=self._cost)
+
+    def choose(self, limits: Limits) -> Choice:
+        """The best candidate within the limits.  Raises NothingFits."""
+        pruned: list[tuple[Priced, Priced]] = []
+        scenes: dict[str, Scene] = {}
+        rehearsals: dict[str, Rehearsal] = {}
+        best: solve.Solution | None = None
+
+        def runs(solution: solve.Solution) -> bool:
+            rehearsal = self.rehearse(self._whole(scenes[solution.label], solution), limits.capacity)
+            rehearsals[_name_of(solution)] = rehearsal
+            return not rehearsal.failed
+
+        for scene in self._by_bound(limits, pruned, lambda: best.seconds * (1 + SLACK) if best else inf):
+            scenes[scene.problem.label] = scene
+            try:
+                best = solve.solve([s.problem for s in scenes.values()], accept=runs, slack=SLACK)
+            except solve.NoSolution as evidence:
+                missing = evidence
+        if best is None:
+            raise NothingFits(self._whole(scenes[missing.choice.label], missing.choice), missing)
+        scene = scenes[best.label]
+        return Choice(
+            winner=self._whole(scene, best), rehearsal=rehearsals[_name_of(best)], scene=scene, solution=best,
+            scenes=tuple(scenes.values()), explored=len(self._known), pruned=tuple(pruned),
+        )  # fmt: skip
+
+    def _by_bound(
+        self, limits: Limits, pruned: list[tuple[Priced, Priced]], enough: Callable[[], float]
+    ) -> Iterator[Scene]:
+        """Scenes by the least time they can take, until that exceeds `enough()`.
+
+        Splitting a call never shortens it, so a scene's bound holds for its splits, which are recorded only then.
+        """
+        order = count()
+        whole = [self._scene(priced, limits) for priced in self._calls(pruned)]
+        waiting = [(scene.bound, 0, next(order), scene, None) for scene in whole]
+        waiting += [
+            (scene.bound, place, next(order), scene, option)
+            for scene in whole
+            for place, option in enumerate(self._offered("split", scene.priced), start=1)
+        ]
+        heapify(waiting)
+        while waiting and waiting[0][0] <= enough():
+            _, _, _, scene, option = heappop(waiting)
+            yield scene if option is None else self._scene(self.price(self._merged(scene.priced, (option,))), limits)
+
+    def _calls(self, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
+        """Candidates of the options that concern the whole call, less those another is at least as good as."""
+        found = [self.price(())]
+        for technique in self._techniques.values():
+            if technique.scope != "call" or technique.name == "split":
+                continue
+            grown: list[Priced] = []
+            for priced in found:
+                options = self._offered(technique.name, priced)
+                others = [self.price(self._merged(priced, (option,))) for option in options]
+                if any(option.neutral for option in options):
+                    grown += others
+                    continue
+                worse = [other for other in others if _no_better(other, priced)]
+                pruned += [(other, priced) for other in worse]
+                grown += [priced, *(other for other in others if other not in worse)]
+            found = grown
+        return found
+
+    def _scene(self, priced: Priced, limits: Limits) -> Scene:
+        """The solver's problem for one scene."""
+        options: dict[str, Candidate] = {}
+        groups = [(self._offer(priced, (), range(0), priced),)]
+        mine: set[int] = set()
+        for scope in GROUPS:
+            if rows := priced.of(scope):
+                mine.update(rows)
+                offers = tuple(self._offers(priced, scope, rows, limits, options))
+                groups.append(offers)
+        base = tuple(0 if n in mine else phase.peak.total for n, phase in enumerate(priced.phases))
+        waiting = 0 if _stays(priced) else sum(sum(c.weights) for c in priced.program.components)
+        groups[0] = (replace(groups[0][0], host=waiting),)
+        problem = solve.Problem(
+            label=described(priced.candidate), groups=tuple(groups), capacity=limits.capacity, base=base, host=limits.host,
+            seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
+        )  # fmt: skip
+        return Scene(priced=priced, problem=problem, options=options)
+
+    def _offers(
+        self, priced: Priced, scope: Scope, rows: Sequence[int], limits: Limits, options: dict[str, Candidate]
+    ) -> Iterator[solve.Offer]:
+        """Choices of one group; less faithful ones only where no more faithful one fits, as they save memory only."""
+        per_technique = [
+            (None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope
+        ]
+        choices = [tuple(o for o in combination if o is not None) for combination in product(*per_technique)]
+        fits = False
+        for fidelity, same in groupby(sorted(choices, key=_fidelity), key=_fidelity):
+            if fits and fidelity:
+                return
+            for choice in same:
+                offer = self._offer(self.price(self._merged(priced, choice)), choice, rows, priced)
+                options[offer.name] = choice
+                fits = fits or max(offer.memory) <= limits.capacity
+                yield offer
+
+    def _offer(self, priced: Priced, choice: Candidate, rows: Sequence[int], scene: Priced) -> solve.Offer:
+        own = choice if rows else scene.candidate
+        return solve.Offer(
+            name=described(own),
+            seconds=sum(priced.phases[n].seconds for n in rows),
+            memory=tuple(priced.phases[n].peak.total if n in rows else 0 for n in range(len(scene.phases))),
+            fidelity=_fidelity(own),
+            changes=sum(not option.neutral for option in own),
+        )
+
+    def _whole(self, scene: Scene, solution: solve.Solution) -> Priced:
+        chosen = (option for offer in solution.choice[1:] for option in scene.options[offer.name])
+        return self.price(self._merged(scene.priced, tuple(chosen)))
+
+    def _offered(self, name: str, priced: Priced) -> tuple[Option, ...]:
+        technique = self._techniques.get(name)
+        return technique.options(priced.program, self._device, self._request) if technique else ()
+
+    def _merged(self, priced: Priced, options: Candidate) -> Candidate:
+        order = list(self._techniques)
+        return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
+
+
+def described(candidate: Candidate) -> str:
+    """The options in words: `placement=model + vae_slicing`."""
+    words = (f"{o.technique}={o.value}" if o.value != "" else o.technique for o in candidate)
+    return " + ".join(words) or "nothing"
+
+
+def _name_of(solution: solve.Solution) -> str:
+    return "|".join((solution.label, *(offer.name for offer in solution.choice)))
+
+
+def _fidelity(candidate: Candidate) -> int:
+    return max((int(option.fidelity) for option in candidate), default=0)
+
+
+def _no_better(other: Priced, than: Priced) -> bool:
+    """Neither faster nor leaner in any phase."""
+    if len(other.phases) != len(than.phases):
+        return False
+    leaner = any(a.peak.total < b.peak.total for a, b in zip(other.phases, than.phases, strict=True))
+    return not leaner and other.seconds >= than.seconds
+
+
+def _stays(priced: Priced) -> bool:
+    """Whether all weights are on the card before the call."""
+    return any(option.neutral for option in priced.candidate)

@@ -1,0 +1,104 @@
+"""Programs on disk, by content: a second plan for the same call needs no trace and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from planner import program as p
+from planner.program import Component, Event, Kernel, Program, Recording, Variant
+
+FORMAT = 1
+"""Version of the stored form and of the recorder; raise it when either changes."""
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
+EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Load, p.Drop, p.Empty)
+
+
+def key_of(*facts: object) -> str:
+    """A name for what was recorded: the facts given, and the versions of the recorder and of the libraries."""
+    versions = {name: version(name) for name in LIBRARIES}
+    text = json.dumps([FORMAT, versions, *facts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load(folder: Path, key: str) -> tuple[Program, ...]:
+    """The programs stored under `key`; none where there is no file, or none that can be read."""
+    try:
+        families = json.loads((folder / f"{key}.json").read_bytes())
+        return tuple(made for number, family in enumerate(families) for made in _unpacked(family, f"{key}/{number}"))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ()
+
+
+def save(folder: Path, key: str, programs: Sequence[Program]) -> None:
+    """Store programs under `key`, in one step: a reader sees the old file or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    families: dict[str, list[Program]] = {}
+    for made in programs:
+        families.setdefault(made.family, []).append(made)
+    text = json.dumps([_packed(members) for members in families.values()], separators=(",", ":"))
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, folder / f"{key}.json")  # noqa: PTH105  (the file's name is text)
+
+
+def _packed(members: Sequence[Program]) -> dict[str, Any]:
+    """The longest table holds all shorter ones, since a family's tables only grow."""
+    longest = max(members, key=lambda member: len(member.recordings))
+    most = max(members, key=lambda member: len(member.kernels))
+    return {
+        "kernels": [_row(KERNELS, kernel) for kernel in most.kernels],
+        "recordings": [[r.name, r.own, [_row(EVENTS, e) for e in r.events]] for r in longest.recordings],
+        "programs": [_heading(member) for member in members],
+    }
+
+
+def _row(kinds: Sequence[type], value: Any) -> list[Any]:
+    given = value if isinstance(value, tuple) else (getattr(value, f.name) for f in fields(value))
+    return [kinds.index(type(value)), *given]
+
+
+def _heading(member: Program) -> dict[str, Any]:
+    own = {f.name: getattr(member, f.name) for f in fields(member) if f.name not in ("kernels", "recordings", "family")}
+    variant = asdict(member.variant) | {"channels_last": sorted(member.variant.channels_last)}
+    components = [asdict(c) | {"traits": sorted(c.traits)} for c in member.components]
+    return own | {"variant": variant, "components": components, "excluded": sorted(member.excluded)}
+
+
+def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
+    kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in family["kernels"])
+    recordings = tuple(
+        Recording(name=title, own=tuple(own), events=tuple(EVENTS[kind](*map(_frozen, given)) for kind, *given in events))
+        for title, own, events in family["recordings"]
+    )
+    for heading in family["programs"]:
+        variant = heading["variant"]
+        yield Program(
+            **heading
+            | {
+                "variant": Variant(**variant | {"channels_last": frozenset(variant["channels_last"])}),
+                "components": tuple(map(_component, heading["components"])),
+                "chain": tuple(heading["chain"]),
+                "excluded": frozenset(heading["excluded"]),
+            },
+            kernels=kernels,
+            recordings=recordings,
+            family=name,
+        )
+
+
+def _component(data: dict[str, Any]) -> Component:
+    sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
+    return Component(**data | sizes | {"traits": frozenset(data["traits"])})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,0 +1,27 @@
+"""The techniques, in order of rewriting and of applying: what changes weights first, what wraps modules last."""
+
+from __future__ import annotations
+
+from planner.techniques.attention import AttentionBackend
+from planner.techniques.base import Option, Technique, Undo
+from planner.techniques.channels_last import ChannelsLast
+from planner.techniques.placement import Placement
+from planner.techniques.precision import Precision
+from planner.techniques.split import Split
+from planner.techniques.tracing import Tracing
+from planner.techniques.vae_slicing import VaeSlicing
+from planner.techniques.vae_tiling import VaeTiling
+
+DEFAULT: tuple[Technique, ...] = (
+    Precision(),
+    ChannelsLast("denoiser"),
+    ChannelsLast("autoencoder"),
+    VaeSlicing(),
+    VaeTiling(),
+    AttentionBackend(),
+    Placement(),
+    Tracing(),
+    Split(),
+)
+
+__all__ = ["DEFAULT", "Option", "Technique", "Undo"]
