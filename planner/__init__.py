@@ -1,3 +1,49 @@
-"""vram-planner: the fastest combination of diffusers memory techniques that fits a VRAM budget."""
+"""vram-planner: the fastest combination of diffusers memory techniques that fits a VRAM budget.
+
+    import planner
+
+    plan = planner.auto_configure(pipe, budget="8GB", height=2224, width=3840)
+    pipe("a lighthouse at dawn", height=2224, width=3840)
+    plan.revert(pipe)
+"""
+
+from planner.auto import auto_configure, plan
+from planner.cards import card, cards
+from planner.device import Device
+from planner.errors import (
+    ApplyFailed,
+    BadBudget,
+    BadRequest,
+    PlannerError,
+    TraceFailed,
+    UnknownDevice,
+    UnknownModel,
+)
+from planner.plan import Infeasible, Plan
+from planner.probe import probe
+from planner.request import Budget, Fidelity, Request
+from planner.techniques import DEFAULT as DEFAULT_TECHNIQUES
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_TECHNIQUES",
+    "ApplyFailed",
+    "BadBudget",
+    "BadRequest",
+    "Budget",
+    "Device",
+    "Fidelity",
+    "Infeasible",
+    "Plan",
+    "PlannerError",
+    "Request",
+    "TraceFailed",
+    "UnknownDevice",
+    "UnknownModel",
+    "auto_configure",
+    "card",
+    "cards",
+    "plan",
+    "probe",
+]

@@ -126,6 +126,12 @@ class Chooser:
         """The candidate in PyTorch's allocator."""
         return rehearse(priced.program, self._device, capacity=capacity, cost=self._cost)
 
+    def baseline(self) -> Priced:
+        """Nothing switched on, every component on the card."""
+        bare = self.price(())
+        offered = (option for name in self._techniques for option in self._offered(name, bare))
+        return self.price(self._merged(bare, tuple(option for option in offered if option.neutral)))
+
     def choose(self, limits: Limits) -> Choice:
         """The best candidate within the limits.  Raises NothingFits."""
         pruned: list[tuple[Priced, Priced]] = []
@@ -134,9 +140,10 @@ class Chooser:
         best: solve.Solution | None = None
 
         def runs(solution: solve.Solution) -> bool:
-            rehearsal = self.rehearse(self._whole(scenes[solution.label], solution), limits.capacity)
-            rehearsals[_name_of(solution)] = rehearsal
-            return not rehearsal.failed
+            name = _name_of(solution)
+            if name not in rehearsals:
+                rehearsals[name] = self.rehearse(self._whole(scenes[solution.label], solution), limits.capacity)
+            return not rehearsals[name].failed
 
         for scene in self._by_bound(limits, pruned, lambda: best.seconds * (1 + SLACK) if best else inf):
             scenes[scene.problem.label] = scene

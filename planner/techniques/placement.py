@@ -38,9 +38,9 @@ class Placement:
         return variant
 
     def apply(self, pipe: Any, option: Option) -> Undo:
-        if offloaded := [name for name, module in modules(pipe).items() if _is_offloaded(module)]:
+        if hooked := offloaded(pipe):
             raise ApplyFailed(
-                f"{', '.join(offloaded)} ({len(offloaded)} components) are offloaded already; "
+                f"{', '.join(hooked)} ({len(hooked)} components) are offloaded already; "
                 "call pipe.remove_all_hooks() and pipe.to('cpu') first."
             )
         device, undo = self.device or _default_device(), _remember_places(pipe)
@@ -79,6 +79,11 @@ def _sequential_on_cpu(pipe: Any) -> None:
     for name, module in modules(pipe).items():
         if name not in pipe._exclude_from_cpu_offload:
             cpu_offload(module, pipe._offload_device, offload_buffers=len(module._parameters) > 0)
+
+
+def offloaded(pipe: Any) -> tuple[str, ...]:
+    """Components that some hook moves between host and card."""
+    return tuple(name for name, module in modules(pipe).items() if _is_offloaded(module))
 
 
 def _is_offloaded(module: Any) -> bool:

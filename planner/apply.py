@@ -1,0 +1,106 @@
+"""Apply: a plan's options on a live pipeline, all of them or none, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.errors import ApplyFailed, BadRequest, PlannerError
+from planner.techniques import DEFAULT
+from planner.techniques.base import Option, Technique, Undo
+from planner.techniques.placement import Placement, offloaded
+from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+APPLIED = "_vram_planner_applied"
+"""Attribute of a pipeline that holds what takes its plan back."""
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, ImportError, OSError, NotImplementedError)
+"""What torch, diffusers and accelerate raise when they will not do something."""
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a pipeline bears while a plan is applied to it."""
+
+    undos: ExitStack
+
+
+def configure(
+    pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAULT, device: str | None = None
+) -> None:
+    """Configure `pipe` as `plan` says, after undoing a plan applied before.  Raises ApplyFailed, nothing half applied."""
+    able = _able(techniques, device)
+    _check(pipe, plan, able)
+    if getattr(pipe, APPLIED, None) is not None:
+        revert(pipe)
+    with ExitStack() as stack:
+        for option in plan.options:
+            stack.callback(_applied(able[option.technique], pipe, option))
+        stack.callback(_capped(plan))
+        setattr(pipe, APPLIED, Applied(undos=stack.pop_all()))
+
+
+def revert(pipe: Any) -> None:
+    """Take back the plan applied to `pipe`.  Raises ApplyFailed where none is."""
+    applied = getattr(pipe, APPLIED, None)
+    if applied is None:
+        raise ApplyFailed(f"No plan is applied to this {type(pipe).__name__}; there is nothing to revert.")
+    delattr(pipe, APPLIED)
+    applied.undos.close()
+
+
+def is_applied(pipe: Any) -> bool:
+    """Whether a plan of ours is applied."""
+    return getattr(pipe, APPLIED, None) is not None
+
+
+def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
+    chosen = {technique.name: technique for technique in techniques}
+    if device is not None:
+        chosen["placement"] = Placement(device=device)
+    return chosen
+
+
+def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
+    """Everything that can be known before anything is touched."""
+    if type(pipe).__name__ != plan.pipeline:
+        raise BadRequest(f"The plan is for a {plan.pipeline}, this is a {type(pipe).__name__}; plan this pipeline.")
+    if unknown := [option.technique for option in plan.options if option.technique not in able]:
+        raise BadRequest(f"The plan uses {unknown[0]}, which is not among the {len(able)} techniques given; pass it too.")
+    if not is_applied(pipe) and (hooked := offloaded(pipe)):
+        raise ApplyFailed(
+            f"{', '.join(hooked)} ({len(hooked)} of {len(pipe.components)} components) are offloaded by hooks that this "
+            "planner did not put there; call pipe.remove_all_hooks() and pipe.to('cpu') first."
+        )
+
+
+def _applied(technique: Technique, pipe: Any, option: Option) -> Undo:
+    try:
+        return technique.apply(pipe, option)
+    except PlannerError:
+        raise
+    except REFUSALS as error:
+        raise ApplyFailed(
+            f"{option.technique}={option.value} could not be applied: {error}; the pipeline is as it was."
+        ) from error
+
+
+def _capped(plan: Plan) -> Undo:
+    """The hard cap: torch itself refuses to reserve more than the plan's capacity."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return lambda: None
+    before = torch.cuda.get_per_process_memory_fraction()
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if plan.capacity > total:
+        raise ApplyFailed(
+            f"The plan lets torch use {format_bytes(plan.capacity)}, this card has {format_bytes(total)}; "
+            "plan with the card as it is."
+        )
+    torch.cuda.set_per_process_memory_fraction(plan.capacity / total)
+    return lambda: torch.cuda.set_per_process_memory_fraction(before)

@@ -1,0 +1,179 @@
+"""Reasons: from what the chooser found to a plan with its promise, and what was not chosen and why, with numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.choose import Choice, Chooser, NothingFits, Priced, Scene, described
+from planner.cost import Phase
+from planner.device import Device
+from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
+from planner.rehearsal import Rehearsal
+from planner.request import Request
+from planner.solve import Alternative, alternatives
+from planner.units import format_bytes, format_seconds
+
+SHOWN = 12
+"""Rejections a plan lists at most; nearer ones first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What was asked for, and on what."""
+
+    model: str
+    dtype: str
+    request: Request
+    device: Device
+    budget: int
+
+    @property
+    def capacity(self) -> int:
+        """Bytes torch may reserve."""
+        return self.budget - self.device.context
+
+
+def plan_of(choice: Choice, chooser: Chooser, order: Order) -> Plan:
+    """The plan of what was chosen."""
+    rejected = tuple(_rejections(choice, order))
+    return _plan(choice.winner, choice.rehearsal, chooser, order, choice.solution.bound, choice.explored, rejected)
+
+
+def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasible:
+    """Why nothing fits, and the smallest budget that would do."""
+    evidence = nothing.evidence
+    rehearsal = chooser.rehearse(nothing.leanest, None)
+    plan = _plan(nothing.leanest, rehearsal, chooser, order, evidence.choice.bound, 0, ())
+    enough = smallest_capacity(nothing.leanest, chooser, evidence.capacity)
+    if evidence.over <= 0 and evidence.host:
+        return Infeasible(leanest=plan, phase="host memory", over=evidence.host, smallest_budget=order.budget)
+    return Infeasible(
+        leanest=plan, phase=nothing.phase, over=max(evidence.over, enough - order.capacity, 0),
+        smallest_budget=enough + order.device.context,
+    )  # fmt: skip
+
+
+def smallest_capacity(priced: Priced, chooser: Chooser, least: int) -> int:
+    """The least bytes under which the allocator runs the candidate, to 1 MiB, from a lower bound on."""
+    step = 2**20
+    low, high = least, max(least, chooser.rehearse(priced, None).reserved)
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (low, middle) if not chooser.rehearse(priced, middle).failed else (middle, high)
+    return high
+
+
+def promise_of(priced: Priced, rehearsal: Rehearsal, device: Device) -> Promise:
+    """What a run of the candidate will show."""
+    seen = {name: allocated for name, allocated, _ in rehearsal.phases}
+    phases = tuple(_phase(phase, seen.get(phase.name, phase.peak.total)) for phase in priced.phases)
+    waiting = sum(sum(c.weights) for c in priced.program.components)
+    return Promise(
+        phases=phases, allocated=rehearsal.allocated, reserved=rehearsal.reserved, context=device.context,
+        host=0 if any(option.neutral for option in priced.candidate) else waiting, seconds=priced.seconds,
+    )  # fmt: skip
+
+
+def _phase(phase: Phase, peak: int) -> PhasePromise:
+    """Under a tight cap cuDNN takes leaner engines, so the allocator may see less scratch than was priced."""
+    scratch = max(min(phase.peak.scratch, peak - phase.peak.weights - phase.peak.activations), 0)
+    return PhasePromise(
+        name=phase.name, weights=phase.peak.weights, activations=peak - phase.peak.weights - scratch, scratch=scratch,
+        peak=peak, seconds=phase.seconds,
+    )  # fmt: skip
+
+
+def _plan(
+    winner: Priced,
+    rehearsal: Rehearsal,
+    chooser: Chooser,
+    order: Order,
+    bound: float,
+    explored: int,
+    rejected: tuple[Rejection, ...],
+) -> Plan:
+    plain = chooser.baseline()
+    unbounded = chooser.rehearse(plain, None)
+    fits = not chooser.rehearse(plain, order.capacity).failed
+    return Plan(
+        model=order.model, pipeline=winner.program.pipeline, dtype=order.dtype or _dtype(winner), request=order.request,
+        device=order.device, budget=order.budget, options=winner.candidate,
+        promise=promise_of(winner, rehearsal, order.device), baseline=promise_of(plain, unbounded, order.device),
+        baseline_fits=fits, bound=bound, explored=explored, rejected=rejected, notes=tuple(_notes(order)),
+    )  # fmt: skip
+
+
+def _dtype(priced: Priced) -> str:
+    return next((c.dtype for c in priced.program.components if "denoiser" in c.traits), "float32")
+
+
+def _notes(order: Order) -> Iterator[str]:
+    if order.budget - order.device.free > 0:
+        yield (
+            f"The budget is {format_bytes(order.budget)}, but only {format_bytes(order.device.free)} of "
+            f"{order.device.name} are free now; free the rest before the run."
+        )
+
+
+def _rejections(choice: Choice, order: Order) -> Iterator[Rejection]:
+    """Offers of the chosen scene, then other scenes, then what was no better than leaving it out."""
+    found: dict[str, str] = {}
+    if len(choice.scene.problem.groups) > 1:
+        for other in alternatives(choice.scene.problem, choice.solution):
+            found.setdefault(_named(other, choice), _why(other, choice.winner))
+    for scene in choice.scenes:
+        if scene is not choice.scene:
+            found.setdefault(described(scene.priced.candidate), _why_scene(scene, choice, order))
+    for worse, than in choice.pruned:
+        option = next(option for option in worse.candidate if option not in than.candidate)
+        found.setdefault(described((option,)), _why_pruned(worse, than))
+    yield from (Rejection(what=what, reason=reason) for what, reason in list(found.items())[:SHOWN])
+
+
+def _named(other: Alternative, choice: Choice) -> str:
+    if other.offer.name != "nothing":
+        return other.offer.name
+    chosen = choice.solution.choice[other.group].name
+    return f"without {chosen}"
+
+
+def _why(other: Alternative, winner: Priced) -> str:
+    match other.reason:
+        case "over":
+            phase = winner.phases[other.phase or 0].name
+            needs = max(other.offer.memory)
+            return f"needs {format_bytes(needs)} in {phase}, {format_bytes(int(other.amount))} over"
+        case "host":
+            return f"needs {format_bytes(int(other.amount))} more host memory than there is"
+        case "slower":
+            return f"{format_seconds(other.amount)} slower"
+        case "within slack":
+            if other.amount < 0:
+                return f"only {format_seconds(-other.amount)} faster, not worth another change"
+            return "no faster, and another change"
+    return "fits by its sums, but not in the allocator"
+
+
+def _why_scene(scene: Scene, choice: Choice, order: Order) -> str:
+    """The scene by itself: what its leanest choice lacks, or how much slower its fastest is."""
+    rows = range(len(scene.problem.base))
+    least = [
+        scene.problem.base[n] + sum(min(offer.memory[n] for offer in group) for group in scene.problem.groups) for n in rows
+    ]
+    worst = max(rows, key=least.__getitem__)
+    if least[worst] > order.capacity:
+        over = format_bytes(least[worst] - order.capacity)
+        return f"needs at least {format_bytes(least[worst])} in {scene.priced.phases[worst].name}, {over} over"
+    slower = scene.bound - choice.solution.seconds
+    if slower > 0:
+        return f"at least {format_seconds(slower)} slower"
+    return "no faster, or more changes for the same time"
+
+
+def _why_pruned(worse: Priced, than: Priced) -> str:
+    slower = worse.seconds - than.seconds
+    more = worse.worst.peak.total - than.worst.peak.total
+    if more > 0:
+        return f"needs {format_bytes(more)} more in {worse.worst.name}, {format_seconds(slower)} slower"
+    return f"saves no memory, {format_seconds(slower)} slower" if slower > 0 else "saves neither memory nor time"
