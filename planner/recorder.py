@@ -42,7 +42,7 @@ class Recorder:
     def __init__(self) -> None:
         self.recordings: list[Recording] = []
         self.kernels: list[Kernel] = []
-        self._recording_index: dict[Recording, int] = {}
+        self._recording_index: dict[tuple[Recording, tuple[type[Event], ...]], int] = {}
         self._kernel_index: dict[Kernel, int] = {}
         self._frames: list[Frame] = []
         self._watched: dict[int, tuple[int, weakref.ref[torch.UntypedStorage] | None]] = {}
@@ -67,7 +67,8 @@ class Recorder:
             return None
         events, local = _renumbered(frame.events)
         recording = Recording(name=frame.name, own=frame.own, events=events)
-        index = self._recording_index.setdefault(recording, len(self.recordings))
+        kinds = tuple(map(type, events))  # as plain tuples, `Free(0)` and `Run(0)` would be equal
+        index = self._recording_index.setdefault((recording, kinds), len(self.recordings))
         if index == len(self.recordings):
             self.recordings.append(recording)
         done = Done(recording=index, kept=tuple((local[serial], serial) for serial in sorted(frame.born)))
