@@ -1,0 +1,150 @@
+"""Cost against a reading of every event in turn, and against sums done by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import CUBLAS, MiB, body, course, programs, read
+from techniques.programs import device
+
+from planner.cost import Cost, Peak, Phase, rounded, scratch, temporaries
+from planner.offload import model_offload, resident, sequential_offload
+from planner.pace import GRAPH_SECONDS, LAUNCH
+from planner.program import (
+    Alloc,
+    Attention,
+    Call,
+    Cast,
+    Component,
+    Conv,
+    Drop,
+    Free,
+    Load,
+    Matmul,
+    Plain,
+    Program,
+    Run,
+    Variant,
+)  # fmt: skip
+
+PLACEMENTS = (resident, model_offload, sequential_offload)
+
+
+@settings(max_examples=300, deadline=None)
+@given(programs(), st.sampled_from(PLACEMENTS), st.sampled_from([(7, 5), (8, 6), (9, 0)]))
+def test_equals_a_reading_event_by_event(
+    program: Program, placement: Callable[[Program], Program], capability: tuple[int, int]
+) -> None:
+    placed = placement(program)
+    card = device(capability)
+    phases = Cost(card).phases(placed)
+    reading = read(placed, card, held=33_554_432 if capability[0] >= 9 else CUBLAS)
+    assert [phase.name for phase in phases] == list(reading.moments)
+    for phase in phases:
+        moments = reading.moments[phase.name]
+        highest = max(map(sum, moments))
+        assert phase.peak.total == highest
+        parts = (phase.peak.weights, phase.peak.activations, phase.peak.scratch)
+        assert parts in [moment for moment in moments if sum(moment) == highest]
+        if phase.name != "start":
+            once = GRAPH_SECONDS[program.tracing] if phase.name == "unet" else 0.0
+            assert phase.seconds == pytest.approx(reading.seconds[phase.name] + once)
+
+
+@given(programs(), programs())
+def test_one_instance_prices_programs_of_different_families(one: Program, other: Program) -> None:
+    one, other = resident(replace(one, family="one")), resident(replace(other, family="other"))
+    shared = Cost(device())
+    assert [shared.phases(p) for p in (one, other, one)] == [Cost(device()).phases(p) for p in (one, other, one)]
+
+
+def test_a_peak_is_the_highest_moment_of_a_phase_in_whole_grains() -> None:
+    inner = body(Alloc(0, 1000), Alloc(1, 3 * MiB), Free(1))
+    program = course(
+        Alloc(0, 10),
+        Call(0, "unet", ((0, 1),)),
+        Alloc(2, MiB),
+        Free(0),
+        Call(0, "vae.decode", ((0, 3),)),
+        bodies=(inner,),
+    )
+    assert Cost(device()).phases(program) == (
+        Phase(name="start", peak=Peak(activations=CUBLAS + 512), seconds=0.0),
+        Phase(name="unet", peak=Peak(activations=CUBLAS + 512 + 1024 + 3 * MiB), seconds=0.0),
+        Phase(name="vae.decode", peak=Peak(activations=CUBLAS + 1024 + MiB + 1024 + 3 * MiB), seconds=0.0),
+    )
+
+
+def test_scratch_is_held_only_while_its_kernel_runs() -> None:
+    wide = Plain("sort", 0, 0, scratch=5 * MiB)
+    program = course(Alloc(0, MiB), Run(0), Alloc(1, 2 * MiB), kernels=(wide,))
+    (phase,) = Cost(device()).phases(program)
+    assert phase.peak == Peak(activations=CUBLAS + MiB, scratch=5 * MiB)
+
+
+def test_weights_are_counted_tensor_by_tensor_and_apart() -> None:
+    program = course(Load("unet", (1, 511, 513)), Alloc(0, 512))
+    assert Cost(device()).phases(program)[0].peak == Peak(weights=512 + 512 + 1024, activations=CUBLAS + 512)
+
+
+def test_a_cast_exchanges_the_weights_of_a_component() -> None:
+    program = course(
+        Load("vae", (MiB, MiB)), Cast("vae", (2 * MiB, 2 * MiB)), Drop("vae", copied=False), Load("unet", (512,))
+    )
+    assert Cost(device()).phases(program)[0].peak.weights == 4 * MiB
+
+
+def test_the_large_workspace_of_newer_cards_is_there_from_the_start() -> None:
+    program = course(Alloc(0, 512))
+    totals = {c: Cost(device(c)).phases(program)[0].peak.total for c in [(7, 5), (8, 9), (9, 0), (12, 0)]}
+    assert totals == {(7, 5): CUBLAS + 512, (8, 9): CUBLAS + 512, (9, 0): 32 * MiB + 512, (12, 0): 32 * MiB + 512}
+
+
+def test_seconds_add_up_over_calls_and_splits() -> None:
+    card = device()
+    slow = Matmul("float16", 75 * 10**12, 0)  # 1 s at three quarters of 100 TFLOP/s
+    one = body(Run(0))
+    calls = tuple(Call(0, "unet", ()) for _ in range(5))
+    program = course(*calls, bodies=(one,), kernels=(slow,))
+    assert Cost(card).phases(program)[0].seconds == pytest.approx(5.0)
+    split = replace(program, variant=Variant(splits=3))
+    assert Cost(card).phases(split)[0].seconds == pytest.approx(15.0)
+
+
+def test_only_the_denoiser_runs_from_a_graph() -> None:
+    tiny = Plain("add", 0, 0)
+    unet = Component(name="unet", kind="UNet", dtype="float16", weights=(), traits=frozenset({"denoiser"}))
+    calls = Call(0, "unet", ()), Call(0, "vae.decode", ())
+    plain = course(*calls, bodies=(body(Run(0)),), kernels=(tiny,), components=(unet,), tracing="none")
+    eager = Cost(device()).phases(plain)
+    traced = Cost(device()).phases(replace(plain, tracing="compile"))
+    assert traced[0].seconds == pytest.approx(GRAPH_SECONDS["compile"] + LAUNCH["compile"])
+    assert eager[0].seconds == pytest.approx(LAUNCH["none"])
+    assert traced[1].seconds == eager[1].seconds
+
+
+def test_compiling_is_spread_over_the_calls_to_come_and_happens_once_however_they_are_split() -> None:
+    unet = Component(name="unet", kind="UNet", dtype="float16", weights=(), traits=frozenset({"denoiser"}))
+    program = course(
+        Call(0, "unet", ()), Call(0, "unet", ()), bodies=(body(),), components=(unet,), tracing="compile",
+        variant=Variant(splits=3),
+    )  # fmt: skip
+    for calls in (1, 10):
+        assert Cost(device(), calls).phases(program)[0].seconds == pytest.approx(GRAPH_SECONDS["compile"] / calls)
+
+
+@pytest.mark.parametrize(("size", "taken"), [(0, 0), (1, 512), (512, 512), (513, 1024), (MiB + 1, MiB + 512)])
+def test_requests_are_rounded_up_to_grains(size: int, taken: int) -> None:
+    assert rounded(size) == taken
+
+
+def test_each_temporary_is_rounded_on_its_own() -> None:
+    kernel = Attention("float16", 1, 1, 4, 4, 8, 8, backend="sliced")
+    assert temporaries(kernel, device()) == (64, 64, 64, 32, 32)
+    assert scratch(kernel, device()) == 5 * 512
+    assert temporaries(Matmul("float16", 1, 1), device()) == ()
+    assert scratch(Conv("float16", (1, 3, 8, 8), (8, 3, 3, 3), (1, 8, 8, 8), (1, 1)), device()) == 0

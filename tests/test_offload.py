@@ -1,0 +1,234 @@
+"""Offloading as diffusers does it, event by event and in sums done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from reference import CUBLAS, MiB, body, course, programs
+from techniques.programs import device
+
+from planner.cost import Cost
+from planner.offload import model_offload, resident, sequential_offload
+from planner.program import (
+    Alloc,
+    Call,
+    Cast,
+    Component,
+    Drop,
+    Empty,
+    Enter,
+    Event,
+    Exit,
+    Free,
+    Load,
+    Program,
+    Recording,
+    Run,
+)
+
+TEXT, UNET, VAE, CONTROL, SAFETY = 20 * MiB, 100 * MiB, 10 * MiB, 30 * MiB, 5 * MiB
+MOVES = ("Load", "Drop", "Empty", "Cast")
+WORK = body(Alloc(0, MiB), Free(0))
+
+
+def component(name: str, *weights: int) -> Component:
+    return Component(name=name, kind=name.title(), dtype="float16", weights=weights)
+
+
+COMPONENTS = (
+    component("vae", VAE),
+    component("text_encoder", TEXT),
+    component("unet", UNET),
+    component("controlnet", CONTROL),
+    component("safety_checker", SAFETY),
+)
+
+
+def calls(*modules: str) -> tuple[Event, ...]:
+    return tuple(Call(0, module, ()) for module in modules)
+
+
+def pipeline(*events: Event, work: Recording = WORK) -> Program:
+    return course(
+        *events,
+        bodies=(work,),
+        components=COMPONENTS,
+        chain=("text_encoder", "image_encoder", "unet", "vae"),
+        excluded=frozenset({"safety_checker"}),
+    )
+
+
+def held_at_calls(program: Program) -> list[tuple[str, int]]:
+    """Each call and the bytes of weights on the card while it runs."""
+    held: dict[str, int] = {}
+    found: list[tuple[str, int]] = []
+    for event in program.recordings[program.course].events:
+        match event:
+            case Load(key, sizes) | Cast(key, sizes):
+                held[key] = sum(sizes)
+            case Drop(key):
+                del held[key]
+            case Call(_, module) if module:
+                found.append((module, sum(held.values())))
+    return found
+
+
+def told(events: tuple[Event, ...]) -> list[str]:
+    """Events by kind and content; as plain tuples, `Load` and `Cast` of the same bytes would be equal."""
+    return [repr(event) for event in events]
+
+
+def test_resident_components_are_there_before_the_call() -> None:
+    program = resident(pipeline(*calls("text_encoder", "unet", "vae.decode")))
+    everything = TEXT + UNET + VAE + CONTROL + SAFETY
+    assert held_at_calls(program) == [(m, everything) for m in ("text_encoder", "unet", "vae.decode")]
+    phases = Cost(device()).phases(program)
+    assert [phase.peak.total for phase in phases] == [everything + CUBLAS] + [everything + CUBLAS + MiB] * 3
+
+
+def test_a_component_leaves_when_its_successor_is_called() -> None:
+    program = model_offload(pipeline(*calls("text_encoder", "unet", "unet", "vae.decode")))
+    assert told(program.recordings[program.course].events) == told(
+        (
+            Load("safety_checker", (SAFETY,)),
+            Load("text_encoder", (TEXT,)),
+            *calls("text_encoder"),
+            Drop("text_encoder", copied=True),
+            Empty(),
+            Load("unet", (UNET,)),
+            *calls("unet", "unet"),
+            Drop("unet", copied=True),
+            Empty(),
+            Load("vae", (VAE,)),
+            *calls("vae.decode"),
+            Drop("vae", copied=True),
+        )
+    )
+    peaks = {phase.name: phase.peak.total for phase in Cost(device()).phases(program)}
+    assert peaks["unet"] == SAFETY + UNET + MiB + CUBLAS
+    assert peaks["vae.decode"] == SAFETY + VAE + MiB + CUBLAS
+
+
+def test_components_outside_the_chain_stay_once_they_came() -> None:
+    order = ("text_encoder", "controlnet", "unet", "controlnet", "unet", "vae.decode", "safety_checker")
+    assert held_at_calls(model_offload(pipeline(*calls(*order)))) == [
+        ("text_encoder", SAFETY + TEXT),
+        ("controlnet", SAFETY + TEXT + CONTROL),
+        ("unet", SAFETY + CONTROL + UNET),
+        ("controlnet", SAFETY + CONTROL + UNET),
+        ("unet", SAFETY + CONTROL + UNET),
+        ("vae.decode", SAFETY + CONTROL + VAE),
+        ("safety_checker", SAFETY + CONTROL + VAE),
+    ]
+
+
+def test_only_the_direct_predecessor_leaves() -> None:
+    """Encoding an image calls the VAE before the UNet: nothing precedes it on the card, and it stays until the end."""
+    order = ("text_encoder", "vae.encode", "unet", "vae.decode")
+    assert held_at_calls(model_offload(pipeline(*calls(*order)))) == [
+        ("text_encoder", SAFETY + TEXT),
+        ("vae.encode", SAFETY + TEXT + VAE),
+        ("unet", SAFETY + VAE + UNET),
+        ("vae.decode", SAFETY + VAE),
+    ]
+
+
+def test_everything_but_the_excluded_leaves_in_the_end() -> None:
+    program = model_offload(pipeline(*calls("controlnet", "unet", "safety_checker")))
+    last = program.recordings[program.course].events[-2:]
+    assert told(last) == told((Drop("unet", copied=True), Drop("controlnet", copied=True)))
+
+
+def test_casting_what_is_on_the_host_costs_nothing_until_it_arrives() -> None:
+    cast = Cast("vae", (2 * VAE,))
+    program = model_offload(pipeline(*calls("unet"), cast, *calls("vae.decode")))
+    assert not any(isinstance(event, Cast) for event in program.recordings[program.course].events)
+    assert held_at_calls(program) == [("unet", SAFETY + UNET), ("vae.decode", SAFETY + 2 * VAE)]
+
+
+def test_casting_what_is_on_the_card_happens_there() -> None:
+    back = Cast("vae", (VAE,))
+    program = model_offload(pipeline(*calls("vae.encode"), Cast("vae", (2 * VAE,)), *calls("vae.decode"), back))
+    assert held_at_calls(program) == [("vae.encode", SAFETY + VAE), ("vae.decode", SAFETY + 2 * VAE)]
+    assert told(program.recordings[program.course].events[-2:]) == told((back, Drop("vae", copied=True)))
+
+
+def test_sequential_offload_brings_each_modules_own_weights_while_it_runs() -> None:
+    leaf = body(Alloc(0, MiB), own=(4 * MiB, 512))
+    block = body(Call(0, "linear", ((0, 0),)), Call(0, "linear", ((0, 1),)), own=(1024,))
+    program = course(Call(1, "unet", ((0, 0), (1, 1))), bodies=(leaf, block), components=(component("unet", 10 * MiB),))
+    streamed = sequential_offload(program)
+    assert told(streamed.recordings[3].events) == told(
+        (Load("", (4 * MiB, 512)), Empty(), Alloc(0, MiB), Drop("", copied=False))
+    )
+    assert streamed.recordings[:2] == program.recordings[:2]
+    (_, phase) = Cost(device()).phases(streamed)
+    assert phase.peak.weights == 1024 + 4 * MiB + 512
+    assert phase.peak.activations == CUBLAS + 2 * MiB
+
+
+def test_buffers_that_stay_are_on_the_card_all_the_time() -> None:
+    unet = replace(component("unet", UNET), anchored=(3 * MiB,))
+    program = course(Call(0, "unet", ()), bodies=(WORK,), components=(unet,))
+    assert held_at_calls(sequential_offload(program)) == [("unet", 3 * MiB)]
+
+
+def test_a_body_written_into_its_caller_is_streamed_too() -> None:
+    inside = (Enter("unet", (8 * MiB,)), Alloc(0, MiB), Exit(), Enter("act", ()), Exit())
+    streamed = (
+        Enter("unet", (8 * MiB,)),
+        Load("", (8 * MiB,)),
+        Empty(),
+        Alloc(0, MiB),
+        Exit(),
+        Drop("", copied=False),
+        Enter("act", ()),
+        Exit(),
+    )
+    called = sequential_offload(course(Call(0, "", ((0, 0),)), bodies=(body(*inside),)))
+    assert told(called.recordings[2].events) == told(streamed)
+    outermost = sequential_offload(course(*inside))
+    assert told(outermost.recordings[outermost.course].events) == told(streamed)
+
+
+def test_sequential_offload_leaves_excluded_components_on_the_card() -> None:
+    work = replace(WORK, own=(7 * MiB,))
+    program = sequential_offload(pipeline(*calls("unet", "safety_checker"), work=work))
+    phases = {phase.name: phase.peak.weights for phase in Cost(device()).phases(program)}
+    assert phases == {"start": SAFETY, "unet": SAFETY + 7 * MiB, "safety_checker": SAFETY}
+
+
+def test_casting_under_sequential_offload_touches_excluded_components_only() -> None:
+    casts = Cast("vae", (2 * VAE,)), Cast("safety_checker", (2 * SAFETY,))
+    program = sequential_offload(pipeline(*casts, *calls("vae.decode")))
+    found = [event for event in program.recordings[program.course].events if isinstance(event, Cast)]
+    assert found == [casts[1]]
+
+
+@given(programs())
+def test_offloading_changes_nothing_but_where_weights_are(program: Program) -> None:
+    def bare(placed: Program) -> list[tuple[str, str]]:
+        return [(name, event) for name, event in _written_out(placed) if not event.startswith(MOVES)]
+
+    for placement in (resident, model_offload, sequential_offload):
+        assert bare(placement(program)) == bare(program)
+
+
+def _written_out(program: Program) -> list[tuple[str, str]]:
+    """The course with every call written out, by the names of what runs."""
+    found: list[tuple[str, str]] = []
+
+    def follow(recording: int) -> None:
+        for event in program.recordings[recording].events:
+            if isinstance(event, Call):
+                follow(event.recording)
+            else:
+                found.append((program.recordings[recording].name, repr(event)))
+
+    follow(program.course)
+    return found
+
+
+def test_nothing_is_moved_that_is_not_called() -> None:
+    assert held_at_calls(model_offload(pipeline(Run(0), *calls("unet")))) == [("unet", SAFETY + UNET)]
