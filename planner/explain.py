@@ -1,0 +1,175 @@
+"""Explain: a plan in words, tables and code, for a terminal or as plain text of at most 80 columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from planner import snippet
+from planner.device import Device
+from planner.plan import Infeasible, Plan, Promise
+from planner.request import Fidelity, Request
+from planner.units import format_bytes, format_seconds
+
+WIDTH = 80
+
+
+def as_text(plan: Plan) -> str:
+    """The whole explanation without colour, in lines of at most 80 columns."""
+    page = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+    for part in renderables(plan):
+        page.print(part)
+    assert isinstance(page.file, io.StringIO)
+    return "".join(f"{line.rstrip()}\n" for line in page.file.getvalue().splitlines())
+
+
+def renderables(plan: Plan) -> tuple[RenderableType, ...]:
+    """The whole explanation, part by part, for rich."""
+    return (
+        Text(verdict(plan), style="bold"),
+        Text(),
+        *_lines((_switched_on(plan), _baseline(plan))),
+        *_heading("To do the same by hand"),
+        Text(snippet.code(plan), style="cyan", no_wrap=True, overflow="ignore"),
+        *memory(plan),
+        *_bullets("Not chosen", (f"{r.what}: {r.reason}" for r in plan.rejected)),
+        *_bullets("Notes", plan.notes),
+        *_heading("Where this comes from"),
+        *_lines((_budget(plan), device(plan.device), _search(plan))),
+    )
+
+
+def refusal(error: Infeasible) -> tuple[RenderableType, ...]:
+    """What the leanest combination would need, for rich; the error's own sentence says the rest."""
+    plan = error.leanest
+    return (Text(f"The leanest: {verdict(plan)}", style="bold"), *memory(plan), Text(), *_lines([_budget(plan)]))
+
+
+def verdict(plan: Plan) -> str:
+    """The plan in one sentence."""
+    needed, free = format_bytes(plan.promise.needed), format_bytes(abs(plan.headroom))
+    subject = " ".join(filter(None, (plan.model, size(plan.request), f"on {plan.device.name}")))
+    within = format_bytes(plan.budget)
+    time = f"about {format_seconds(plan.promise.seconds)}"
+    if plan.headroom < 0:
+        return f"{subject} does not fit in {within}: needs {needed}, {free} over; {time}."
+    return f"{subject} fits in {within}: needs {needed}, {free} stay free; {time}."
+
+
+def size(request: Request) -> str:
+    """What is generated, as far as the request says: `at 832×480, 81 frames, 4 prompts`."""
+    shape = f"at {request.width}×{request.height}" if request.width and request.height else ""
+    counts = ((request.frames or 0, "frames"), (request.prompts, "prompts"), (request.images, "images per prompt"))
+    return ", ".join(filter(None, (shape, *(f"{count} {name}" for count, name in counts if count > 1))))
+
+
+def memory(plan: Plan) -> Iterator[RenderableType]:
+    """The phases and their sums, as two tables."""
+    yield from _heading("Memory and time, phase by phase")
+    yield _phases(plan.promise)
+    yield Text()
+    yield _sums(plan)
+
+
+def device(card: Device) -> str:
+    """A card's figures and their source, in one sentence."""
+    major, minor = card.compute_capability
+    free = f", {format_bytes(card.free)} of it free" if card.free < card.total else ""
+    figures = [f"{format_bytes(card.total)}{free}"]
+    figures += [f"compute capability {major}.{minor}"] if major else []
+    figures += [f"{rate(card.bandwidth)} memory", f"{card.half_rate / 1e12:.3g} TFLOP/s in half precision"]
+    return f"Device: {card.name} with {', '.join(figures)}; figures: {card.source or 'as given'}."
+
+
+def rate(bytes_per_second: float) -> str:
+    """`448 GB/s`."""
+    return f"{format_bytes(round(bytes_per_second))}/s"
+
+
+def _phases(promise: Promise) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("phase", overflow="fold")
+    for name in ("weights", "activations", "workspace", "peak", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    worst = max(promise.phases, key=lambda phase: phase.peak, default=None)
+    for phase in promise.phases:
+        parts = map(format_bytes, (phase.weights, phase.activations, phase.scratch, phase.peak))
+        table.add_row(Text(phase.name), *parts, format_seconds(phase.seconds), style="bold" if phase is worst else "")
+    table.add_row(Text("together"), "", "", "", "", format_seconds(promise.seconds), style="dim")
+    return table
+
+
+def _sums(plan: Plan) -> Table:
+    promise = plan.promise
+    worst = max(promise.phases, key=lambda phase: phase.peak, default=None)
+    where = f"highest in {worst.name}; " if worst else ""
+    rows = [
+        ("allocated", promise.allocated, f"{where}torch.cuda.max_memory_allocated()"),
+        ("context", promise.context, "what CUDA holds outside torch"),
+        ("needed", promise.needed, "allocated and context"),
+        ("headroom", plan.headroom, f"what stays free of {format_bytes(plan.budget)}"),
+        ("reserved", promise.reserved, "torch's cache under the budget; torch.cuda.max_memory_reserved()"),
+    ]
+    if promise.host:
+        rows.append(("host", promise.host, "weights that wait in host memory"))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    for name, amount, meaning in rows:
+        table.add_row(name, format_bytes(amount), Text(meaning))
+    return table
+
+
+def _switched_on(plan: Plan) -> str:
+    changes = [option for option in plan.options if not option.neutral]
+    named = (
+        snippet.spoken(option) + ("" if option.fidelity == Fidelity.EXACT else f" ({option.fidelity.name.lower()})")
+        for option in changes
+    )
+    return f"Switched on: {', '.join(named)}." if changes else "Nothing has to be switched on."
+
+
+def _baseline(plan: Plan) -> str:
+    needed, over = plan.baseline.needed, plan.baseline.needed - plan.budget
+    time = f"about {format_seconds(plan.baseline.seconds)}"
+    if plan.baseline_fits:
+        return f"With nothing switched on: {format_bytes(needed)}, fits too; {time}."
+    short = f", {format_bytes(over)} over" if over > 0 else " once torch's allocator has rounded and split"
+    return f"With nothing switched on: {format_bytes(needed)}, does not fit{short}."
+
+
+def _budget(plan: Plan) -> str:
+    return (
+        f"Budget {plan.request.budget}: {format_bytes(plan.budget)}, of which {format_bytes(plan.promise.context)} "
+        f"are CUDA's context, so that torch may reserve {format_bytes(plan.capacity)}."
+    )
+
+
+def _search(plan: Plan) -> str:
+    return (
+        f"Search: {plan.explored} combinations priced or ruled out; none that fits is faster than "
+        f"{format_seconds(plan.bound)}.  Fidelity: up to {plan.request.fidelity.name.lower()}."
+    )
+
+
+def _heading(title: str) -> tuple[Text, Text]:
+    return Text(), Text(title, style="bold underline")
+
+
+def _lines(sentences: Iterable[str]) -> Iterator[Text]:
+    return (Text(sentence, overflow="fold") for sentence in sentences)
+
+
+def _bullets(title: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
+    for place, sentence in enumerate(sentences):
+        if not place:
+            yield from _heading(title)
+        hanging = Table.grid(padding=(0, 1))
+        hanging.add_row("-", Text(sentence, overflow="fold"))
+        yield Padding(hanging, (0, 0, 0, 0))

@@ -1,0 +1,197 @@
+"""Snippet: a plan as plain diffusers code to copy, from loading to the call.  It needs nothing of the planner."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from planner import profiles
+from planner.errors import BadRequest
+from planner.plan import Plan
+from planner.profiles import PipelineProfile
+from planner.request import JSON
+from planner.techniques.base import Option
+
+WIDTH = 80
+"""Columns of a line of code."""
+ARGUMENTS = {
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+}
+"""Fields of a request and the call arguments they become."""
+_LOADS = re.compile(r"pipe = \w+\.from_pretrained\(")
+_GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
+
+
+def code(plan: Plan) -> str:
+    """The statements that load, configure and call the pipeline as planned."""
+    imports = ["import torch", f"from diffusers import {plan.pipeline}"]
+    loading = [*_loading(plan), *_cap(plan)]
+    setting = [line for option in plan.options for line in _setting(option)]
+    return "\n".join((*imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
+
+
+def spoken(option: Option) -> str:
+    """An option in a word: `vae_tiling=512`."""
+    return f"{option.technique}={option.value}" if option.value != "" else option.technique
+
+
+def literal(value: JSON) -> str:
+    """`value` as Python writes it, text in double quotes where it holds none."""
+    match value:
+        case str() if '"' not in value:
+            return '"' + repr("'" + value)[2:]
+        case dict():
+            return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
+        case tuple():
+            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+        case list():
+            return f"[{', '.join(map(literal, value))}]"
+    return repr(value)
+
+
+def fold(statement: str, indent: int = 0) -> str:
+    """The same code in lines of at most 80 columns, broken inside brackets and, where need be, inside text."""
+    margin = " " * indent
+    if indent + len(statement) < WIDTH:
+        return margin + statement
+    commas = _outermost(statement)
+    if not commas:
+        return _folded_text(statement, indent)
+    items = [statement[start + 1 : end].strip() for start, end in pairwise(commas)]
+    lines = [fold(item, indent + 4) for item in items if item]
+    comma = "," if len(items) > 1 else ""
+    head, tail = statement[: commas[0] + 1], statement[commas[-1] :]
+    return "\n".join((margin + head, ",\n".join(lines) + comma, margin + tail))
+
+
+def _profile(plan: Plan) -> PipelineProfile | None:
+    """The profile a plan was made from, None for a live pipeline or a folder that has gone."""
+    try:
+        return profiles.resolve(plan.model)
+    except BadRequest:
+        return None
+
+
+def _loading(plan: Plan) -> Iterator[str]:
+    if plan.model == plan.pipeline:
+        yield from _reloading(plan)
+        return
+    profile = _profile(plan)
+    model = profile.hub_id if profile and profile.hub_id else plan.model
+    arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
+    arguments += [f"{name}=None" for name in _left_out(plan, profile)]
+    yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
+
+
+def _reloading(plan: Plan) -> Iterator[str]:
+    """A live pipeline stays as it was loaded, unless an option asks to load it otherwise."""
+    loads = [call for option in plan.options for call in option.calls if _LOADS.match(call)]
+    yield from loads or (f"# pipe: the {plan.pipeline} as it is loaded now",)
+
+
+def _dtype(plan: Plan, profile: PipelineProfile | None) -> str:
+    """What to load with: one dtype, or a default and the components that differ from it."""
+    if precision := plan.option("precision"):
+        return f"torch.{precision.value}"
+    if profile is None or plan.request.dtype:
+        return f"torch.{plan.dtype}"
+    others = {part.name: part.dtype for part in profile.loaded if part.dtype not in ("", plan.dtype)}
+    if not others:
+        return f"torch.{plan.dtype}"
+    pairs = (f"{literal(name)}: torch.{dtype}" for name, dtype in {"default": plan.dtype, **others}.items())
+    return "{" + ", ".join(pairs) + "}"
+
+
+def _left_out(plan: Plan, profile: PipelineProfile | None) -> Iterator[str]:
+    """Optional models of the profile that take no part in the plan."""
+    working = {phase.name.partition(".")[0] for phase in plan.baseline.phases}
+    for part in profile.components if profile else ():
+        if part.optional and part.role == "model" and part.name not in working:
+            yield part.name
+
+
+def _cap(plan: Plan) -> Iterator[str]:
+    """The limit that makes a budget hold on a card with more memory."""
+    if plan.budget < plan.device.free and plan.capacity > 0:
+        yield f"torch.cuda.set_per_process_memory_fraction({plan.capacity} / torch.cuda.mem_get_info()[1])"
+
+
+def _setting(option: Option) -> Iterator[str]:
+    calls = [call for call in option.calls if not _LOADS.match(call) and not _GENERATES.search(call)]
+    if calls:
+        yield f"# {spoken(option)}"
+        yield from map(fold, calls)
+
+
+def _generating(plan: Plan) -> Iterator[str]:
+    request = plan.request
+    several = request.prompts > 1
+    yield f'prompts = ["…"] * {request.prompts}' if several else 'prompt = "…"'
+    for call in (call for option in plan.options for call in option.calls):
+        if found := _GENERATES.search(call):
+            own = _call(plan, found["prompt"], int(found["images"]))
+            yield call[: found.start()] + own + call[found.end() :]
+            return
+    yield f"output = {_call(plan, 'prompts' if several else 'prompt', request.images)}"
+
+
+def _call(plan: Plan, prompt: str, images: int) -> str:
+    request = plan.request
+    wanted = {name: getattr(request, field) for field, name in ARGUMENTS.items()}
+    if images > 1:
+        wanted["num_videos_per_prompt" if request.frames else "num_images_per_prompt"] = images
+    given = [f"{name}={literal(value)}" for name, value in (wanted | dict(request.extra)).items() if value is not None]
+    return f"pipe({', '.join((prompt, *given))})"
+
+
+def _tokens(statement: str) -> Iterable[tokenize.TokenInfo]:
+    return tokenize.generate_tokens(io.StringIO(statement).readline)
+
+
+def _outermost(statement: str) -> list[int]:
+    """Places of the widest outer pair of brackets and of the commas right inside it; empty where there is none."""
+    pairs: list[list[int]] = []
+    depth = 0
+    for token in _tokens(statement):
+        place = token.start[1]
+        if token.string in ("(", "[", "{"):
+            depth += 1
+            if depth == 1:
+                pairs.append([place])
+        elif token.string in (")", "]", "}"):
+            depth -= 1
+            if depth == 0:
+                pairs[-1].append(place)
+        elif token.string == "," and depth == 1:
+            pairs[-1].append(place)
+    return max((pair for pair in pairs if pair[-1] - pair[0] > 1), key=lambda pair: pair[-1] - pair[0], default=[])
+
+
+def _folded_text(statement: str, indent: int) -> str:
+    """A long text as shorter ones that Python joins; code without text cannot be folded."""
+    margin = " " * indent
+    texts = [token for token in _tokens(statement) if token.type == tokenize.STRING]
+    if not texts:
+        return margin + statement
+    start, end = texts[-1].start[1], texts[-1].end[1]
+    lines = [margin + "    " + piece for piece in _pieces(ast.literal_eval(texts[-1].string), WIDTH - indent - 4)]
+    return "\n".join((f"{margin}{statement[:start]}(", *lines, f"{margin}){statement[end:]}"))
+
+
+def _pieces(text: str, room: int) -> Iterator[str]:
+    """Literals no longer than `room` whose texts add up to `text`."""
+    piece = ""
+    for letter in text:
+        if piece and len(literal(piece + letter)) > room:
+            yield literal(piece)
+            piece = ""
+        piece += letter
+    yield literal(piece)

@@ -1,0 +1,102 @@
+"""Tables: cards and shipped pipelines, for a terminal of any width and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from planner import profiles
+from planner.cards import catalogue
+from planner.device import Device
+from planner.explain import rate
+from planner.profiles import PipelineProfile
+from planner.program import ITEM_SIZE
+from planner.units import format_bytes
+
+SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+WIDE = 100
+"""Columns from which a hub id needs no second line."""
+
+
+def devices_table(devices: Iterable[Device]) -> Table:
+    """The cards of a machine."""
+    table = _table(("card", ""), ("memory", "r"), ("free", "r"), ("capability", "r"), ("link", ""), ("driver", ""))
+    for place, device in enumerate(devices):
+        link = f"PCIe {device.pcie[0]}.0×{device.pcie[1]}" if all(device.pcie) else ""
+        table.add_row(
+            Text(f"{place}: {device.name}{', a MIG slice' * device.mig}\n{device.uuid}"),
+            format_bytes(device.total),
+            format_bytes(device.free),
+            _capability(device),
+            link,
+            device.driver,
+        )
+    return table
+
+
+def cards_table() -> Table:
+    """The cards that can be planned for by name."""
+    table = _table(("--gpu", ""), ("memory", "r"), ("capability", "r"), ("bandwidth", "r"), ("half precision", "r"))
+    for known in catalogue():
+        device = known.device
+        half = f"{device.half_rate / 1e12:.3g} TFLOP/s"
+        table.add_row(known.slug, format_bytes(device.total), _capability(device), rate(device.bandwidth), half)
+    return table
+
+
+def cards_json() -> list[dict[str, Any]]:
+    """The same as plain values."""
+    return [{"slug": known.slug, "label": known.name, **asdict(known.device)} for known in catalogue()]
+
+
+def pipelines_table(width: int) -> Table:
+    """The shipped pipelines, on a terminal of `width` columns."""
+    table = _table(("name", ""), ("size", ""), ("dtype", ""), ("weights", "r"), ("hub id", ""))
+    for profile in map(profiles.find, profiles.names()):
+        hub_id = profile.hub_id if width >= WIDE else profile.hub_id.replace("/", "/\n")
+        dtype = SHORT[profile.dtype]
+        table.add_row(profile.name, _size(profile), dtype, format_bytes(weights(profile)), Text(hub_id))
+    return table
+
+
+def pipelines_json() -> list[dict[str, Any]]:
+    """The same as plain values; `weights` in bytes."""
+    return [_facts(profile) for profile in map(profiles.find, profiles.names())]
+
+
+def weights(profile: PipelineProfile) -> int:
+    """Bytes of the parameters of all components that are loaded, each in its dtype."""
+    return sum(part.parameters * ITEM_SIZE[part.dtype] for part in profile.loaded if part.parameters)
+
+
+def _facts(profile: PipelineProfile) -> dict[str, Any]:
+    plain = ("name", "hub_id", "aliases", "pipeline", "dtype", "license")
+    defaults = asdict(profile.defaults)
+    request = defaults | {"extra": dict(defaults["extra"])}
+    optional = [part.name for part in profile.components if part.optional]
+    return {name: getattr(profile, name) for name in plain} | {
+        "weights": weights(profile),
+        "request": request,
+        "optional": optional,
+    }
+
+
+def _size(profile: PipelineProfile) -> str:
+    wanted = profile.defaults
+    return "×".join(str(figure) for figure in (wanted.width, wanted.height, wanted.frames) if figure)
+
+
+def _capability(device: Device) -> str:
+    major, minor = device.compute_capability
+    return f"{major}.{minor}" if major else "–"
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for place, (name, side) in enumerate(columns):
+        table.add_column(name, justify="right" if side else "left", no_wrap=bool(place), overflow="fold")
+    return table

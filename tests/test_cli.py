@@ -1,0 +1,261 @@
+"""The command line as people and scripts meet it: exit codes, one sentence of error, 80 columns, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from test_explain import PLAN, widest
+
+from planner import auto, cli, profiles
+from planner.errors import TraceFailed
+from planner.plan import Infeasible, Plan
+from planner.request import Fidelity, Request
+
+ON_CARD = ("--gpu", "rtx-3070")
+
+
+def run(*words: str) -> Result:
+    return CliRunner(env={"COLUMNS": "80", "CUDA_VISIBLE_DEVICES": None}).invoke(
+        cli.main, words, prog_name="vram-planner"
+    )
+
+
+def process(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A real one, without a terminal."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "CUDA_VISIBLE_DEVICES")}
+    return subprocess.run(
+        [sys.executable, "-m", "planner", *words],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=kept | more,
+        check=False,
+    )
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `auto.plan` was asked, with the answer given at once."""
+    asked: list[Any] = []
+
+    def plan(model: object, **given: Any) -> Plan:
+        asked.append((model, given))
+        return replace(PLAN, request=given["request"])
+
+    monkeypatch.setattr(auto, "plan", plan)
+    return asked
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def plan(model: object, **given: Any) -> Plan:
+        raise error
+
+    monkeypatch.setattr(auto, "plan", plan)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sd51", *ON_CARD), "No pipeline 'sd51': closest are sd21, sd15"),
+        (("/no/such/folder", *ON_CARD), "No pipeline '/no/such/folder'"),
+        (("sd15", *ON_CARD, "--budget", "8 bananas"), "'8 bananas' is not a budget"),
+        (("sd15", *ON_CARD, "--budget", "16GB"), "7.41 GB more than the 8.59 GB"),
+        (("sd15", *ON_CARD, "--height", "-512"), "height is -512"),
+        (("sd15", *ON_CARD, "--steps", "0"), "steps is 0"),
+        (("sd15", *ON_CARD, "--guidance", "nan"), "guidance is nan"),
+        (("sd15", *ON_CARD, "--dtype", "int3"), "'int3' is not a dtype"),
+        (("sd15", *ON_CARD, "--fidelity", "perfect"), "'perfect' is not a fidelity"),
+        (("sd15", *ON_CARD, "--host-ram", "much"), "'much' is not an amount of memory"),
+        (("sd15", *ON_CARD, "--arg", "eta"), "'eta' is not KEY=VALUE"),
+        (("sd15", *ON_CARD, "--arg", "sigmas=[1,"), "'[1,' is not JSON"),
+        (("sd15", *ON_CARD, "--arg", "eta=NaN"), "plan with finite numbers"),
+        (("sd15", *ON_CARD, "--arg", "num_inference_steps=20"), "write --steps 20"),
+        (("sd15", *ON_CARD, "--arg", "eta=0", "--arg", "eta=1"), "given twice"),
+        (("sd15", *ON_CARD, "--with", "upscaler"), "no optional component 'upscaler'"),
+        (("sd15", "--gpu", "rtx-9999"), "No card profile 'rtx-9999'"),
+        (("sd15", "--vram", "0"), "holds nothing"),
+    ],
+)
+def test_refusals_are_one_sentence_and_exit_2(words: tuple[str, ...], said: str) -> None:
+    result = run("plan", *words)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("breaks", ["truncated", "remote code", "empty"])
+def test_broken_folders_are_refused(breaks: str, tmp_path: Path) -> None:
+    profiles.write_folder("sd15", tmp_path)
+    index = tmp_path / "model_index.json"
+    if breaks == "truncated":
+        index.write_text(index.read_text()[:100])
+    elif breaks == "remote code":
+        (tmp_path / "pipeline.py").write_text("raise SystemExit('this ran')")
+    else:
+        index.unlink()
+    done = process("plan", str(tmp_path), *ON_CARD)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert "this ran" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_wrong_options_are_explained_by_click_or_as_json() -> None:
+    plain, as_json = run("plan", "sd15", "--height", "tall"), run("plan", "sd15", "--height", "tall", "--json")
+    assert (plain.exit_code, as_json.exit_code) == (2, 2)
+    assert "'tall' is not a valid integer" in plain.stderr
+    assert "'tall' is not a valid integer" in json.loads(as_json.stdout)["error"]
+    both = run("plan", "sd15", "--gpu", "rtx-3070", "--vram", "8GB")
+    assert both.exit_code == 2
+    assert "give one of them" in both.stderr
+
+
+def test_errors_as_json() -> None:
+    result = run("plan", "sd15", *ON_CARD, "--budget", "8 bananas", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["kind"] == "BadBudget"
+    assert result.stderr == ""
+
+
+def test_no_driver_is_said_with_what_to_do() -> None:
+    done = process("plan", "sd15", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "--gpu" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_request_arrives_whole(answered: list[Any]) -> None:
+    words = "--height 2224 --width 3840 --batch 2 --prompts 3 --frames 5 --steps 20 --guidance 7.5 --prompt-tokens 9"
+    limits = "--budget 75% --dtype bf16 --fidelity lossy --host-ram 16GB"
+    extra = ("--arg", "sigmas=[1, 0.5]", "--arg", 'negative_prompt="blue"')
+    assert run("plan", "sd15", *ON_CARD, *words.split(), *limits.split(), *extra).exit_code == 0
+    [(model, given)] = answered
+    assert model == "sd15"
+    assert given["device"].name == "NVIDIA GeForce RTX 3070"
+    assert given["request"] == Request(
+        height=2224, width=3840, images=2, prompts=3, frames=5, steps=20, guidance=7.5, prompt_tokens=9,
+        budget=cli.Budget.parse("75%"), dtype="bfloat16", fidelity=Fidelity.LOSSY, host_ram=16_000_000_000,
+        extra=(("sigmas", (1, 0.5)), ("negative_prompt", "blue")),
+    )  # fmt: skip
+
+
+def test_a_card_of_a_size(answered: list[Any]) -> None:
+    assert run("plan", "sd15", "--vram", "8GiB").exit_code == 0
+    assert answered[0][1]["device"].total == 2**33
+
+
+def test_an_optional_component_is_loaded(answered: list[Any]) -> None:
+    assert run("plan", "sd15", *ON_CARD, "--with", "safety_checker").exit_code == 0
+    assert answered[0][1]["components"] == ("safety_checker",)
+
+
+def test_the_card_of_this_machine_is_left_to_the_planner(answered: list[Any]) -> None:
+    assert run("plan", "sd15").exit_code == 0
+    assert answered[0][1]["device"] is None
+
+
+def test_the_plan_is_printed_at_80_columns_without_colour(answered: list[Any]) -> None:
+    result = run("plan", "sd15", *ON_CARD, "--height", "2224", "--width", "3840")
+    assert widest(result.stdout) <= 80
+    assert "\x1b" not in result.stdout
+    assert result.stdout.startswith("sd15 at 3840×2224 on NVIDIA GeForce RTX 3070 fits in 8.00 GB")
+
+
+def test_json_reads_back_as_the_plan(answered: list[Any]) -> None:
+    result = run("plan", "sd15", *ON_CARD, "--budget", "8GB", "--json")
+    assert Plan.from_json(result.stdout) == replace(PLAN, request=answered[0][1]["request"])
+
+
+def test_infeasible_exits_3_and_says_what_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = replace(PLAN, budget=4_000_000_000)
+    enough = {"smallest_budget": 5_210_132_901, "largest_size": "1920×1112"}
+    refuse(monkeypatch, Infeasible(leanest=lean, phase="vae.decode", over=1_210_132_901, **enough))  # type: ignore[arg-type]
+    result = run("plan", "sd15", *ON_CARD)
+    assert result.exit_code == 3
+    for word in ("1.21 GB over in vae.decode", "5.21 GB", "1920×1112"):
+        assert word in result.stderr
+    assert "vae.decode" in result.stdout
+    assert widest(result.stdout) <= 80
+    as_json = run("plan", "sd15", *ON_CARD, "--json")
+    assert as_json.exit_code == 3
+    told = json.loads(as_json.stdout)
+    assert told["kind"] == "Infeasible"
+    assert (told["phase"], told["over"], told["smallest_budget"]) == ("vae.decode", 1_210_132_901, 5_210_132_901)
+    assert Plan.from_json(told["leanest"]) == lean
+
+
+def test_a_pipeline_that_refuses_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, TraceFailed("`height` and `width` have to be divisible by 8\nbut are 513 and 512."))
+    result = run("plan", "sd15", *ON_CARD)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: `height` and `width` have to be divisible by 8 but are 513 and 512.\n"
+
+
+def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, KeyboardInterrupt())
+    result = run("plan", "sd15", *ON_CARD)
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("words", [("profiles",), ("profiles", "--gpus")])
+def test_lists_fit_80_columns_and_parse(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.exit_code == 0
+    assert widest(result.stdout) <= 80
+    listed = json.loads(run(*words, "--json").stdout)
+    key = "slug" if "--gpus" in words else "name"
+    shown = {line.split()[0] for line in result.stdout.splitlines()}
+    assert {each[key] for each in listed} <= shown
+
+
+def test_weights_are_those_of_the_loaded_components() -> None:
+    [sd15] = [each for each in json.loads(run("profiles", "--json").stdout) if each["name"] == "sd15"]
+    assert sd15["weights"] == 2 * (123_060_480 + 859_520_964 + 83_653_863)
+    assert sd15["optional"] == ["safety_checker", "feature_extractor"]
+
+
+@pytest.mark.parametrize("words", [("--help",), ("plan", "--help"), ("probe", "--help"), ("profiles", "--help")])
+def test_help_tells_the_exit_codes(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.exit_code == 0
+    assert widest(result.output) <= 80
+    assert "no combination of techniques fits" in result.output
+
+
+def test_version() -> None:
+    from planner import __version__
+
+    assert __version__ in run("--version").output
+
+
+def test_probe_in_a_real_process() -> None:
+    done = process("probe", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode == 0 and isinstance(told, list)) or (
+        done.returncode == 2 and told["kind"] == "UnknownDevice"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_terminals_without_unicode_get_text_all_the_same(encoding: str) -> None:
+    done = process("plan", "sd15", *ON_CARD, "--budget", "8 bananas", PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_asking_for_help_loads_nothing_heavy() -> None:
+    code = "import sys, planner.cli; print({'torch', 'diffusers', 'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
