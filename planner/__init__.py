@@ -8,7 +8,7 @@
 """
 
 from planner.auto import auto_configure, plan
-from planner.cards import card, cards
+from planner.cards import card
 from planner.device import Device
 from planner.errors import (
     ApplyFailed,
@@ -43,7 +43,6 @@ __all__ = [
     "UnknownModel",
     "auto_configure",
     "card",
-    "cards",
     "plan",
     "probe",
 ]

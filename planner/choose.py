@@ -164,20 +164,25 @@ class Chooser:
     ) -> Iterator[Scene]:
         """Scenes by the least time they can take, until that exceeds `enough()`.
 
-        Splitting a call never shortens it, so a scene's bound holds for its splits, which are recorded only then.
+        Moving weights adds to the time and takes nothing from what the groups' choices can save; splitting a call never
+        shortens it.  So the scene with all weights on the card bounds its siblings, which are priced only then.
         """
         order = count()
-        whole = [self._scene(priced, limits) for priced in self._calls(pruned)]
-        waiting = [(scene.bound, 0, next(order), scene, None) for scene in whole]
-        waiting += [
-            (scene.bound, place, next(order), scene, option)
-            for scene in whole
-            for place, option in enumerate(self._offered("split", scene.priced), start=1)
-        ]
+        waiting: list[tuple[float, int, int, Priced, Option | None]] = []
+        made: dict[Candidate, Scene] = {}
+        for priced in self._calls(pruned):
+            plain = self.price(_neutral(priced.candidate, self._offered("placement", self.price(()))))
+            if plain.candidate not in made:
+                made[plain.candidate] = self._scene(plain, limits)
+            saved = plain.seconds - made[plain.candidate].bound
+            bound = max(made[plain.candidate].bound, priced.seconds - saved)
+            splits = enumerate(self._offered("split", priced), start=1)
+            waiting += [(bound, 0, next(order), priced, None), *((bound, n, next(order), priced, o) for n, o in splits)]
         heapify(waiting)
         while waiting and waiting[0][0] <= enough():
-            _, _, _, scene, option = heappop(waiting)
-            yield scene if option is None else self._scene(self.price(self._merged(scene.priced, (option,))), limits)
+            _, _, _, priced, option = heappop(waiting)
+            whole = priced if option is None else self.price(self._merged(priced, (option,)))
+            yield made.get(whole.candidate) or self._scene(whole, limits)
 
     def _calls(self, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
         """Candidates of the options that concern the whole call, less those another is at least as good as."""
@@ -256,6 +261,12 @@ class Chooser:
     def _merged(self, priced: Priced, options: Candidate) -> Candidate:
         order = list(self._techniques)
         return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
+
+
+def _neutral(candidate: Candidate, options: Sequence[Option]) -> Candidate:
+    """The candidate with the neutral one among these options in place of the one it has."""
+    plain = {option.technique: option for option in options if option.neutral}
+    return tuple(plain.get(option.technique, option) for option in candidate)
 
 
 def described(candidate: Candidate) -> str:

@@ -50,8 +50,8 @@ class Body:
     """A recording's effect: its peak, what it leaves, which of its buffers survive, and its seconds."""
 
     peak: Peak
-    weights: int
-    activations: int
+    most: int
+    """Total of `peak`."""
     seconds: float
     sizes: dict[int, int] = field(repr=False)
 
@@ -74,37 +74,78 @@ class Cost:
     def __init__(self, device: Device, calls: int = 1) -> None:
         self.device, self._calls = device, calls
         self._bodies: dict[tuple[str, int, str], Body] = {}
+        self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
         """Peak and seconds of each phase; what the pipeline does between calls belongs to the phase before it."""
-        meter = Meter(self, program)
-        meter.activations = workspace.cublas(self.device.compute_capability)
+        events = program.recordings[program.course].events
+        key = (program.family, program.tracing, program.variant.splits)
+        known, walked = self._walks.get(key, ((), []))
+        walk = next((w for w in reversed(walked) if known[: w.place] == events[: w.place]), None)
+        walk = walk.copy(program) if walk else Walk.begin(self, program)
+        kept = [w for w in walked if w.place <= walk.place]
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
-        peaks: dict[str, Peak] = {}
-        seconds: dict[str, float] = {}
-        now = BEFORE
-        for event in program.recordings[program.course].events:
-            if isinstance(event, (Call, Enter)) and event.module:
-                now = event.module
-                meter.tracing = program.tracing if now in denoisers else "none"
-            meter.peak, meter.seconds = Peak(meter.weights, meter.activations), 0.0
-            meter.take(event)
-            peaks[now] = max(peaks.get(now, Peak()), meter.peak, key=_total)
-            if now in denoisers and now not in seconds:
-                seconds[now] = GRAPH_SECONDS[program.tracing] / self._calls / program.variant.splits
-            if now != BEFORE:  # weights that are there before the call take none of its time
-                seconds[now] = seconds.get(now, 0.0) + meter.seconds
-        return tuple(Phase(name=n, peak=p, seconds=seconds.get(n, 0.0) * program.variant.splits) for n, p in peaks.items())
+        for place in range(walk.place, len(events)):
+            event = events[place]
+            if isinstance(event, (Call, Enter)) and event.module and event.module != walk.now:
+                walk.place = place
+                kept.append(walk.copy(program))
+                walk.turn(event.module, program.tracing if event.module in denoisers else "none", self._calls)
+            walk.take(event)
+        self._walks[key] = events, kept
+        return walk.phases(program.variant.splits)
 
     def body(self, program: Program, recording: int, tracing: str) -> Body:
         """The effect of one recording."""
         key = (program.family, recording, tracing)
         if key not in self._bodies:
             meter = Meter(self, program, tracing)
-            for event in program.recordings[recording].events:
+            for event in program.body(recording):
                 meter.take(event)
-            self._bodies[key] = Body(meter.peak, meter.weights, meter.activations, meter.seconds, meter.sizes)
+            self._bodies[key] = Body(meter.peak, meter.most, meter.seconds, meter.sizes)
         return self._bodies[key]
+
+
+class Walk:
+    """A course walked up to `place`: variants that differ later only go on from here."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter, self.place, self.now = meter, 0, BEFORE
+        self._peaks: dict[str, Peak] = {}
+        self._seconds: dict[str, float] = {}
+
+    @classmethod
+    def begin(cls, cost: Cost, program: Program) -> Walk:
+        """Before the first event; the workspace of matrix products is counted from the start."""
+        meter = Meter(cost, program)
+        meter.activations = workspace.cublas(cost.device.compute_capability)
+        return cls(meter)
+
+    def copy(self, program: Program) -> Walk:
+        """The same state, to go on with the events of `program`."""
+        other = Walk(self.meter.copy(program))
+        other.place, other.now = self.place, self.now
+        other._peaks, other._seconds = dict(self._peaks), dict(self._seconds)
+        return other
+
+    def turn(self, phase: str, tracing: str, calls: int) -> None:
+        """Another component begins to work."""
+        self.now, self.meter.tracing = phase, tracing
+        self._seconds.setdefault(phase, GRAPH_SECONDS[tracing] / calls)
+
+    def take(self, event: Event) -> None:
+        """Count one event in the phase under way; weights there before the call take none of its time."""
+        self.meter.start()
+        self.meter.take(event)
+        if self.now not in self._peaks or self.meter.most > self._peaks[self.now].total:
+            self._peaks[self.now] = self.meter.peak
+        if self.now != BEFORE:
+            self._seconds[self.now] += self.meter.seconds
+
+    def phases(self, splits: int) -> tuple[Phase, ...]:
+        """What was counted, for as many calls as the request is split into."""
+        seconds = self._seconds
+        return tuple(Phase(name=n, peak=p, seconds=seconds.get(n, 0.0) * splits) for n, p in self._peaks.items())
 
 
 class Meter:
@@ -114,9 +155,21 @@ class Meter:
         self._cost, self._program, self.tracing = cost, program, tracing
         self.weights = self.activations = 0
         self.seconds = 0.0
-        self.peak = Peak()
+        self.peak, self.most = Peak(), 0
         self.sizes: dict[int, int] = {}
         self._loaded: dict[str, list[int]] = {}
+
+    def copy(self, program: Program) -> Meter:
+        """The same totals, to go on with the events of `program`."""
+        other = Meter(self._cost, program, self.tracing)
+        other.weights, other.activations, other.sizes = self.weights, self.activations, dict(self.sizes)
+        other._loaded = {key: list(sizes) for key, sizes in self._loaded.items()}
+        return other
+
+    def start(self) -> None:
+        """Measure peak and seconds from here."""
+        self.peak, self.seconds = Peak(self.weights, self.activations), 0.0
+        self.most = self.peak.total
 
     def take(self, event: Event) -> None:
         """Count one event."""
@@ -152,7 +205,8 @@ class Meter:
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...]) -> None:
         body = self._cost.body(self._program, recording, self.tracing)
-        self.peak = max(self.peak, body.peak.above(self.weights, self.activations), key=_total)
+        if (total := self.weights + self.activations + body.most) > self.most:
+            self.peak, self.most = body.peak.above(self.weights, self.activations), total
         self.seconds += body.seconds
         for inner, buffer in kept:
             self.sizes[buffer] = body.sizes[inner]
@@ -164,12 +218,8 @@ class Meter:
         self._top(0)
 
     def _top(self, extra: int) -> None:
-        if self.weights + self.activations + extra > self.peak.total:
-            self.peak = Peak(self.weights, self.activations, extra)
-
-
-def _total(peak: Peak) -> int:
-    return peak.total
+        if (total := self.weights + self.activations + extra) > self.most:
+            self.peak, self.most = Peak(self.weights, self.activations, extra), total
 
 
 def scratch(kernel: Kernel, device: Device) -> int:

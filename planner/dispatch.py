@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planner import metas
 from planner.ghost import LARGE
+from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain
 from planner.recorder import Recorder
-from planner.strides import channels_last, view_stride
+from planner.strides import channels_last
 
 aten = torch.ops.aten
 
@@ -26,6 +28,7 @@ FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_f
 SILENT = {torch.ops.prim.device.default, aten.sym_size.int, aten.is_pinned.default, aten.detach.default}
 NO_KERNEL = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
 SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+CONTIGUOUS = {aten.native_group_norm.default, aten.native_layer_norm.default}
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -48,14 +51,12 @@ class Dispatch(TorchDispatchMode):
         if func in FACTORIES and _makes_ghost(func, args, kwargs):
             with self._mode:
                 out = func(*args, **{**kwargs, "generator": None} if "generator" in kwargs else kwargs)
-        elif func is aten.native_group_norm.default:  # CUDA knows no channels-last group norm: it copies first
-            out = func(args[0].contiguous(), *args[1:], **kwargs)
-        elif func is aten.view.default and isinstance(args[0], FakeTensor):
-            out = _viewed(args[0], args[1]) if all(isinstance(n, int) for n in args[1]) else func(*args)
-        elif _is_pointwise(func, args, kwargs):
-            out = self._pointwise(func, args, kwargs)
         else:
-            out = func(*_counted(func, args), **kwargs)
+            if func in CONTIGUOUS and not args[0].is_contiguous():  # CUDA's kernels copy what lies otherwise
+                args = (self._copied(args[0]), *args[1:])
+            out = metas.result(func, args, kwargs, self._mode)
+            if out is NotImplemented:
+                out = func(*_counted(func, args), **kwargs)
         if func.is_view:
             return out
         outs = tuple(tensors(out))
@@ -64,15 +65,11 @@ class Dispatch(TorchDispatchMode):
             self._recorder.ran(kernel_of(func, args, kwargs, outs))
         return out
 
-
-    def _pointwise(self, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        """By torch's own meta kernel: its strides are those of the card, and it is ten times quicker."""
-        with in_kernel_invocation_manager(self._mode):
-            if func._overloadname == "Tensor" and len(args) > 1 and args[0].is_floating_point() and _is_number(args[1]):
-                # A number is an operand of another shape, which decides how dimensions of size one are laid out.
-                args = (args[0], torch.empty((), dtype=args[0].dtype, device="meta"), *args[2:])
-            out = func(*args, **kwargs)
-        return FakeTensor(self._mode, out, torch.device("cpu"))
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.contiguous()
+        self._recorder.allocated((copy,))
+        self._recorder.ran(Plain(name="contiguous", flops=0, traffic=2 * nbytes(copy)))
+        return copy
 
 
 class Functions(TorchFunctionMode):
@@ -135,17 +132,6 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
     return Plain(name=func._schema.name.removeprefix("aten::"), flops=sum(t.numel() for t in outs), traffic=traffic)
 
 
-def tensors(tree: Any) -> Iterator[torch.Tensor]:
-    """Tensors in nested tuples, lists and dictionaries."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(tuple(tree.values()))
-
-
 def nbytes(tensor: torch.Tensor) -> int:
     """Bytes of the tensor's own elements."""
     return tensor.numel() * tensor.element_size()
@@ -165,26 +151,6 @@ def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
         stride=(0,) if transposed else tuple(args[3]), groups=args[8],
         input_last=channels_last(x.shape, x.stride()), weight_last=channels_last(weight.shape, weight.stride()),
     )  # fmt: skip
-
-
-def _viewed(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    rest = tensor.numel() // max(prod(n for n in shape if n != -1), 1)
-    size = [rest if n == -1 else n for n in shape]
-    stride = view_stride(tensor.shape, tensor.stride(), size)
-    if stride is None:
-        return aten.view.default(tensor, size)
-    return aten.as_strided.default(tensor, size, stride, tensor.storage_offset())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.dim() == 0)
-
-
-def _is_pointwise(func: Any, args: Any, kwargs: Any) -> bool:
-    if torch.Tag.pointwise not in func.tags or func._schema.is_mutable or "dtype" in kwargs:
-        return False
-    given = list(tensors((args, kwargs)))
-    return any(isinstance(t, FakeTensor) for t in given) and all(isinstance(t, FakeTensor) or t.dim() == 0 for t in given)
 
 
 def _makes_ghost(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.program import Call, Cast, Drop, Empty, Enter, Event, Exit, Load, Program, Recording
+from planner.program import Call, Cast, Drop, Empty, Enter, Event, Load, Program, streamed
 
 
 def resident(program: Program) -> Program:
@@ -46,39 +46,9 @@ def _moved(program: Program) -> Iterator[Event]:
 
 
 def sequential_offload(program: Program) -> Program:
-    """`enable_sequential_cpu_offload`: each module's own weights are there while it runs.  Excluded components stay.
-
-    The table holds each body twice, as recorded for components that stay, then with its weights coming and going.
-    """
-    excluded, shift = program.excluded, len(program.recordings)
+    """`enable_sequential_cpu_offload`: each module's own weights are there while it runs.  Excluded components stay."""
+    excluded = program.excluded
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
-    streamed = tuple(_streamed(r, shift, frozenset()) for r in program.recordings)
-    course = _streamed(program.recordings[program.course], shift, excluded)
-    events = tuple(e for e in course.events if not isinstance(e, Cast) or e.component in excluded)
-    placed = replace(
-        program,
-        recordings=program.recordings + streamed,
-        course=shift + program.course,
-        family=f"{program.family}/sequential",
-    )
-    return placed.with_course(stay + events)
-
-
-def _streamed(recording: Recording, shift: int, stay: frozenset[str]) -> Recording:
-    """The body with its weights coming and going; it calls bodies `shift` further on, but not for what stays."""
-    events: list[Event] = [Load("", recording.own), Empty()] if recording.own else []
-    inlined: list[bool] = []
-    for event in recording.events:
-        if isinstance(event, Call) and event.module.partition(".")[0] not in stay:
-            events.append(event._replace(recording=event.recording + shift))
-        else:
-            events.append(event)
-        if isinstance(event, Enter):
-            own = () if event.module.partition(".")[0] in stay else event.own
-            inlined.append(bool(own))
-            events += [Load("", own), Empty()] if own else []
-        elif isinstance(event, Exit) and inlined.pop():
-            events.append(Drop("", copied=False))
-    if recording.own:
-        events.append(Drop("", copied=False))
-    return replace(recording, events=tuple(events))
+    course = streamed(program.recordings[program.course], len(program.recordings), excluded)
+    events = tuple(e for e in course if not isinstance(e, Cast) or e.component in excluded)
+    return replace(program, family=f"{program.family}/sequential").with_course(stay + events)

@@ -152,6 +152,27 @@ class Recording:
     events: tuple[Event, ...]
 
 
+def streamed(recording: Recording, shift: int, stay: frozenset[str] = frozenset()) -> tuple[Event, ...]:
+    """The body under accelerate's hooks: a module's own weights arrive before it and are dropped after it.
+
+    It calls bodies `shift` further on, but not for the components that `stay`.
+    """
+    events: list[Event] = [Load("", recording.own), Empty()] if recording.own else []
+    inlined: list[bool] = []
+    for event in recording.events:
+        if isinstance(event, Call) and event.module.partition(".")[0] not in stay:
+            events.append(event._replace(recording=event.recording + shift))
+        else:
+            events.append(event)
+        if isinstance(event, Enter):
+            own = () if event.module.partition(".")[0] in stay else event.own
+            inlined.append(bool(own))
+            events += [Load("", own), Empty()] if own else []
+        elif isinstance(event, Exit) and inlined.pop():
+            events.append(Drop("", copied=False))
+    return (*events, Drop("", copied=False)) if recording.own else tuple(events)
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """A module of the pipeline, before the call."""
@@ -213,6 +234,11 @@ class Program:
             if component.name == name:
                 return component
         raise KeyError(name)
+
+    def body(self, index: int) -> tuple[Event, ...]:
+        """The events of a body; indices from `len(recordings)` on mean the same bodies with their weights streamed."""
+        count = len(self.recordings)
+        return self.recordings[index].events if index < count else streamed(self.recordings[index - count], count)
 
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""

@@ -95,7 +95,9 @@ def _plan(
 ) -> Plan:
     plain = chooser.baseline()
     unbounded = chooser.rehearse(plain, None)
-    fits = not chooser.rehearse(plain, order.capacity).failed
+    fits = unbounded.reserved <= order.capacity or (
+        unbounded.allocated <= order.capacity and not chooser.rehearse(plain, order.capacity).failed
+    )
     return Plan(
         model=order.model, pipeline=winner.program.pipeline, dtype=order.dtype or _dtype(winner), request=order.request,
         device=order.device, budget=order.budget, options=winner.candidate,

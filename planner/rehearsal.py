@@ -49,7 +49,7 @@ def rehearse(program: Program, device: Device, *, capacity: int | None = None, c
     except OutOfMemory as error:
         failed, missing = now, error.size
     return Rehearsal(
-        allocated=max(a for a, _ in peaks.values()), reserved=max(r for _, r in peaks.values()),
+        allocated=max((a for a, _ in peaks.values()), default=0), reserved=max((r for _, r in peaks.values()), default=0),
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip
@@ -98,13 +98,13 @@ class _Stage:
         rounds, most = scene.seen.get(recording, (0, 0))
         known = rounds >= ROUNDS and self.allocator.allocated <= most
         scene.seen[recording] = rounds + 1, max(most, self.allocator.allocated)
-        if known or body.peak.total <= TRIFLE:
+        if known or body.most <= TRIFLE:
             if not known:
-                self.allocator.free(self.allocator.malloc(body.peak.total))
+                self.allocator.free(self.allocator.malloc(body.most))
             scene.buffers.update((buffer, self.allocator.malloc(body.sizes[inner])) for inner, buffer in kept)
             return
         inside = _Scene()
-        for event in self._program.recordings[recording].events:
+        for event in self._program.body(recording):
             self.take(event, inside)
         scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
 

@@ -21,6 +21,9 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Load, p.Drop, p.Empty)
 
+FLAT = frozenset(EVENTS.index(kind) for kind in (p.Alloc, p.Free, p.Run))
+"""Events that are numbers only; nearly all are."""
+
 
 def key_of(*facts: object) -> str:
     """A name for what was recorded: the facts given, and the versions of the recorder and of the libraries."""
@@ -76,7 +79,7 @@ def _heading(member: Program) -> dict[str, Any]:
 def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
     kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in family["kernels"])
     recordings = tuple(
-        Recording(name=title, own=tuple(own), events=tuple(EVENTS[kind](*map(_frozen, given)) for kind, *given in events))
+        Recording(name=title, own=tuple(own), events=tuple(map(_event, events)))
         for title, own, events in family["recordings"]
     )
     for heading in family["programs"]:
@@ -93,6 +96,11 @@ def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
             recordings=recordings,
             family=name,
         )
+
+
+def _event(row: list[Any]) -> Event:
+    kind, *given = row
+    return EVENTS[kind](*given) if kind in FLAT else EVENTS[kind](*map(_frozen, given))
 
 
 def _component(data: dict[str, Any]) -> Component:
