@@ -47,7 +47,8 @@ def renderables(plan: Plan) -> tuple[RenderableType, ...]:
 def refusal(error: Infeasible) -> tuple[RenderableType, ...]:
     """What the leanest combination would need, for rich; the error's own sentence says the rest."""
     plan = error.leanest
-    return (Text(f"The leanest: {verdict(plan)}", style="bold"), *memory(plan), Text(), *_lines([_budget(plan)]))
+    lead = Text(f"The leanest combination.  {_switched_on(plan)}", style="bold")
+    return (lead, *memory(plan), Text(), *_lines([_budget(plan)]))
 
 
 def verdict(plan: Plan) -> str:
@@ -112,9 +113,10 @@ def _sums(plan: Plan) -> Table:
         ("allocated", promise.allocated, f"{where}torch.cuda.max_memory_allocated()"),
         ("context", promise.context, "what CUDA holds outside torch"),
         ("needed", promise.needed, "allocated and context"),
-        ("headroom", plan.headroom, f"what stays free of {format_bytes(plan.budget)}"),
         ("reserved", promise.reserved, "torch's cache under the budget; torch.cuda.max_memory_reserved()"),
     ]
+    if plan.headroom >= 0:
+        rows.insert(3, ("headroom", plan.headroom, f"what stays free of {format_bytes(plan.budget)}"))
     if promise.host:
         rows.append(("host", promise.host, "weights that wait in host memory"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)

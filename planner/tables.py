@@ -24,16 +24,15 @@ WIDE = 100
 
 def devices_table(devices: Iterable[Device]) -> Table:
     """The cards of a machine."""
-    table = _table(("card", ""), ("memory", "r"), ("free", "r"), ("capability", "r"), ("link", ""), ("driver", ""))
+    table = _table(("card", ""), ("memory", "r"), ("free", "r"), ("capability", "r"), fold="card")
     for place, device in enumerate(devices):
-        link = f"PCIe {device.pcie[0]}.0×{device.pcie[1]}" if all(device.pcie) else ""
+        link = f"PCIe {device.pcie[0]}.0, {device.pcie[1]} lanes" if all(device.pcie) else ""
+        more = ", ".join(filter(None, (link, "MIG slice" * device.mig, f"driver {device.driver}")))
         table.add_row(
-            Text(f"{place}: {device.name}{', a MIG slice' * device.mig}\n{device.uuid}"),
+            Text(f"{place}: {device.name}\n   {device.uuid}\n   {more}"),
             format_bytes(device.total),
             format_bytes(device.free),
             _capability(device),
-            link,
-            device.driver,
         )
     return table
 
@@ -55,7 +54,7 @@ def cards_json() -> list[dict[str, Any]]:
 
 def pipelines_table(width: int) -> Table:
     """The shipped pipelines, on a terminal of `width` columns."""
-    table = _table(("name", ""), ("size", ""), ("dtype", ""), ("weights", "r"), ("hub id", ""))
+    table = _table(("name", ""), ("size", ""), ("dtype", ""), ("weights", "r"), ("hub id", ""), fold="hub id")
     for profile in map(profiles.find, profiles.names()):
         hub_id = profile.hub_id if width >= WIDE else profile.hub_id.replace("/", "/\n")
         dtype = SHORT[profile.dtype]
@@ -95,8 +94,9 @@ def _capability(device: Device) -> str:
     return f"{major}.{minor}" if major else "–"
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def _table(*columns: tuple[str, str], fold: str = "") -> Table:
+    """An empty table; the column `fold` gives way on narrow terminals."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for place, (name, side) in enumerate(columns):
-        table.add_column(name, justify="right" if side else "left", no_wrap=bool(place), overflow="fold")
+    for name, side in columns:
+        table.add_column(name, justify="right" if side else "left", no_wrap=name != fold, overflow="fold")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from test_explain import PLAN, widest
+from plans import PLAN
+from rich.cells import cell_len
+from rich.console import Console
 
-from planner import auto, cli, profiles
+from planner import auto, cli, profiles, tables
 from planner.errors import TraceFailed
 from planner.plan import Infeasible, Plan
 from planner.request import Fidelity, Request
@@ -39,6 +42,10 @@ def process(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         env=kept | more,
         check=False,
     )
+
+
+def widest(text: str) -> int:
+    return max(map(cell_len, text.splitlines()))
 
 
 @pytest.fixture
@@ -220,6 +227,21 @@ def test_lists_fit_80_columns_and_parse(words: tuple[str, ...]) -> None:
     assert {each[key] for each in listed} <= shown
 
 
+def test_cards_of_this_machine_fit_80_columns() -> None:
+    seen = replace(PLAN.device, uuid="GPU-8f5dc3f2-0a58-4fbe-8b4f-2d0d9e5b7c11", driver="580.65.06", pcie=(4, 16))
+    page = Console(file=io.StringIO(), width=80, color_system=None)
+    page.print(tables.devices_table([seen, replace(seen, name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", mig=True)]))
+    text = page.file.getvalue()  # type: ignore[attr-defined]
+    assert widest(text) <= 80
+    for word in ("0: NVIDIA GeForce RTX 3070", "1: NVIDIA H100", seen.uuid, "8.59 GB", "8.6", "MIG slice", seen.driver):
+        assert word in text
+
+
+def test_narrow_lists_still_name_the_pipelines() -> None:
+    result = CliRunner(env={"COLUMNS": "50"}).invoke(cli.main, ["profiles"])
+    assert set(profiles.names()) <= set(result.stdout.split())
+
+
 def test_weights_are_those_of_the_loaded_components() -> None:
     [sd15] = [each for each in json.loads(run("profiles", "--json").stdout) if each["name"] == "sd15"]
     assert sd15["weights"] == 2 * (123_060_480 + 859_520_964 + 83_653_863)
@@ -246,6 +268,21 @@ def test_probe_in_a_real_process() -> None:
     assert (done.returncode == 0 and isinstance(told, list)) or (
         done.returncode == 2 and told["kind"] == "UnknownDevice"
     )
+
+
+def test_a_plan_from_nothing_and_again_from_the_cache(tmp_path: Path) -> None:
+    folder, words = tmp_path / "pipeline", ("--gpu", "rtx-3070", "--height", "64", "--width", "64", "--steps", "1")
+    profiles.write_folder("sd15", folder)
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    cold = process("plan", str(folder), *words, "--json", **home)
+    assert (cold.returncode, cold.stderr) == (0, "")
+    code = "import sys, planner.cli as c; c.main(standalone_mode=False); print(*{'torch'} & {*sys.modules})"
+    warm = subprocess.run(
+        [sys.executable, "-c", code, "plan", str(folder), *words, "--json"],
+        capture_output=True, encoding="utf-8", env={**os.environ, **home}, check=True,
+    )  # fmt: skip
+    assert json.loads(warm.stdout) == json.loads(cold.stdout), "and torch in the last line would break the JSON"
+    assert Plan.from_json(cold.stdout).request.height == 64
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
