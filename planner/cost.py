@@ -90,7 +90,8 @@ class Cost:
             if isinstance(event, (Call, Enter)) and event.module and event.module != walk.now:
                 walk.place = place
                 kept.append(walk.copy(program))
-                walk.turn(event.module, program.tracing if event.module in denoisers else "none", self._calls)
+                tracing = program.tracing if event.module in denoisers else "none"
+                walk.turn(event.module, tracing, self._calls * program.variant.splits)
             walk.take(event)
         self._walks[key] = events, kept
         return walk.phases(program.variant.splits)

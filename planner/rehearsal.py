@@ -9,7 +9,23 @@ from planner.allocator import Allocator, OutOfMemory
 from planner.blocks import Block
 from planner.cost import Cost, temporaries
 from planner.device import Device
-from planner.program import Alloc, Call, Cast, Conv, Drop, Empty, Enter, Event, Exit, Free, Kernel, Load, Matmul, Program, Run
+from planner.program import (
+    Alloc,
+    Call,
+    Cast,
+    Conv,
+    Drop,
+    Empty,
+    Enter,
+    Event,
+    Exit,
+    Free,
+    Kernel,
+    Load,
+    Matmul,
+    Program,
+    Run,
+)
 
 ROUNDS = 2
 """Replays after which another call of the same body, with no more held than before, is answered from the cache."""
