@@ -68,9 +68,13 @@ class Reading:
     moments: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     fresh: int = 0
+    most: int = 0
+    """Tensors held at the same time, at most."""
 
     def note(self, phase: str, scratch: int = 0) -> None:
         weights = sum(grains(size) for loads in self.weights.values() for load in loads for size in load)
+        loaded = sum(len(load) for loads in self.weights.values() for load in loads)
+        self.most = max(self.most, len(self.held) + loaded)
         self.moments.setdefault(phase, []).append((weights, sum(self.held.values()), scratch))
 
     def read(self, event: Event, names: dict[int, int], phase: str, tracing: str) -> None:
@@ -88,7 +92,7 @@ class Reading:
                 spent = pace.kernel(self.program.kernels[kernel])
             case Call(recording, _, kept):
                 inside: dict[int, int] = {}
-                for inner in self.program.recordings[recording].events:
+                for inner in self.program.body(recording):
                     self.read(inner, inside, phase, tracing)
                 assert {local for local, _ in kept} == set(inside), "what survives a body is what its caller keeps"
                 names.update({outer: inside[local] for local, outer in kept})

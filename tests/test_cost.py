@@ -31,14 +31,13 @@ from planner.program import (
     Variant,
 )  # fmt: skip
 
-PLACEMENTS = (resident, model_offload, sequential_offload)
+Placement = Callable[[Program], Program]
+PLACEMENTS: tuple[Placement, ...] = (resident, model_offload, sequential_offload)
 
 
 @settings(max_examples=300, deadline=None)
 @given(programs(), st.sampled_from(PLACEMENTS), st.sampled_from([(7, 5), (8, 6), (9, 0)]))
-def test_equals_a_reading_event_by_event(
-    program: Program, placement: Callable[[Program], Program], capability: tuple[int, int]
-) -> None:
+def test_equals_a_reading_event_by_event(program: Program, placement: Placement, capability: tuple[int, int]) -> None:
     placed = placement(program)
     card = device(capability)
     phases = Cost(card).phases(placed)
@@ -55,11 +54,30 @@ def test_equals_a_reading_event_by_event(
             assert phase.seconds == pytest.approx(reading.seconds[phase.name] + once)
 
 
-@given(programs(), programs())
-def test_one_instance_prices_programs_of_different_families(one: Program, other: Program) -> None:
-    one, other = resident(replace(one, family="one")), resident(replace(other, family="other"))
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(programs(), st.sampled_from(PLACEMENTS), st.integers(1, 2)), min_size=1, max_size=3))
+def test_what_was_priced_before_changes_nothing(given_programs: list[tuple[Program, Placement, int]]) -> None:
+    """One instance prices many programs: of other families, and of one family with other courses."""
+    placed = [
+        placement(replace(program, family=str(index), variant=Variant(splits=splits)))
+        for index, (program, placement, splits) in enumerate(given_programs)
+    ]
+    placed += [
+        other(replace(placed[0], family="0", recordings=given_programs[0][0].recordings)) for other in PLACEMENTS
+    ]
     shared = Cost(device())
-    assert [shared.phases(p) for p in (one, other, one)] == [Cost(device()).phases(p) for p in (one, other, one)]
+    for program in (*placed, *placed):
+        assert shared.phases(program) == Cost(device()).phases(program)
+
+
+def test_a_course_that_parts_from_another_is_walked_on_from_there() -> None:
+    inner = body(Alloc(0, 3 * MiB), Free(0))
+    unet, vae = Call(0, "unet", ()), Call(0, "vae.decode", ())
+    common = (Alloc(0, 2 * MiB), unet, unet, Alloc(1, 7 * MiB), vae)
+    shared = Cost(device())
+    for rest in ((Free(1), vae), (vae, Free(1)), (Free(1), unet), ()):
+        program = course(*common, *rest, bodies=(inner,))
+        assert shared.phases(program) == Cost(device()).phases(program)
 
 
 def test_a_peak_is_the_highest_moment_of_a_phase_in_whole_grains() -> None:

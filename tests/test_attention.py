@@ -1,0 +1,143 @@
+"""Attention backends: who runs where, and what it holds, in sums done by hand.
+
+The rules are those of aten's sdp_utils.cpp and attention.cu and of diffusers' processors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.attention import chosen, scratch, usable
+from planner.program import Attention
+
+KiB, MiB = 2**10, 2**20
+SD = Attention("float16", 2, 8, 4096, 4096, 40, 40)
+"""Self-attention of SD 1.5's first block at 512 x 512, both guidance branches."""
+VAE = Attention("float16", 1, 1, 4096, 4096, 512, 512)
+"""The middle of an image VAE's decoder at 512 x 512."""
+CAPABILITIES = [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
+
+
+@pytest.mark.parametrize(
+    ("attention", "capability", "backend"),
+    [
+        (SD, (8, 6), "flash"),
+        (SD, (12, 0), "flash"),
+        (SD, (9, 0), "cudnn"),  # cuDNN goes first on 9.x and 10.x
+        (SD, (10, 0), "cudnn"),
+        (SD, (7, 5), "efficient"),  # flash needs Ampere
+        (replace(SD, dtype="bfloat16"), (8, 0), "flash"),
+        (replace(SD, dtype="bfloat16"), (7, 5), "math"),  # the memory-efficient kernels take bf16 from 8.0 only
+        (replace(SD, dtype="float32"), (8, 6), "efficient"),
+        (replace(SD, dtype="float32"), (7, 5), "efficient"),
+        (replace(SD, mask="float", mask_size=4096), (8, 6), "efficient"),  # flash takes no mask
+        (replace(SD, mask="bool", mask_size=4096), (9, 0), "cudnn"),
+        (VAE, (8, 6), "efficient"),  # flash ends at 256
+        (VAE, (9, 0), "efficient"),  # and cuDNN at 128
+        (replace(SD, head_size=256, value_size=256), (8, 6), "flash"),
+        (replace(SD, head_size=256, value_size=256), (9, 0), "flash"),
+        (replace(SD, value_size=80), (8, 6), "efficient"),  # flash wants equal heads
+        (replace(SD, head_size=20, value_size=20), (9, 0), "flash"),  # cuDNN wants multiples of eight
+        (replace(SD, keys=1), (9, 0), "flash"),  # and more than one key
+    ],
+)
+def test_torch_takes_the_first_backend_that_can(
+    attention: Attention, capability: tuple[int, int], backend: str
+) -> None:
+    assert chosen(attention, capability) == backend
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("backend", ["math", "sliced"])
+def test_some_backends_run_everywhere(backend: str, capability: tuple[int, int]) -> None:
+    for attention in (SD, VAE, replace(SD, dtype="bfloat16"), replace(SD, mask="bool")):
+        assert usable(attention, backend, capability)
+        assert chosen(replace(attention, backend=backend), capability) == backend
+
+
+def test_a_backend_that_cannot_run_gives_way_to_torchs_own_order() -> None:
+    assert chosen(replace(VAE, backend="flash"), (8, 6)) == "efficient"
+    assert chosen(replace(SD, backend="cudnn"), (7, 5)) == "efficient"
+    assert chosen(replace(SD, backend="xformers"), (8, 6)) == "xformers"
+
+
+def test_flash_keeps_a_sum_per_row() -> None:
+    """log-sum-exp, fp32, one a query: 2 · 8 · 4096 · 4 B."""
+    assert scratch(SD, (8, 6)) == (256 * KiB,)
+    assert scratch(SD, (9, 0)) == (256 * KiB,)
+    assert scratch(replace(SD, dtype="bfloat16"), (8, 6)) == (256 * KiB,)
+
+
+def test_flash_pads_heads_to_multiples_of_eight() -> None:
+    """q, k and v are copied with 24 instead of 20 numbers a head: 3 · 2 · 8 · 4096 · 24 · 2 B."""
+    odd = replace(SD, head_size=20, value_size=20)
+    assert scratch(odd, (8, 6)) == (256 * KiB, 3 * 2 * 8 * 4096 * 24 * 2)
+
+
+def test_the_memory_efficient_kernel_accumulates_wide_heads_in_memory() -> None:
+    """Heads above 128 in half precision: an fp32 output beside the real one, 4096 · 512 · 4 B."""
+    assert scratch(VAE, (8, 6)) == (8 * MiB,)
+    assert scratch(VAE, (7, 5)) == (8 * MiB,)
+    assert scratch(replace(VAE, dtype="float32"), (8, 6)) == ()
+    assert scratch(replace(SD, backend="efficient"), (8, 6)) == ()
+
+
+def test_a_boolean_mask_is_copied_to_numbers() -> None:
+    masked = replace(SD, mask="bool", mask_size=2 * 4096)
+    assert scratch(masked, (8, 6)) == (2 * 4096 * 2,)
+    assert scratch(replace(masked, mask="float"), (8, 6)) == ()
+
+
+def test_xformers_makes_heads_contiguous() -> None:
+    """`head_to_batch_dim(x).contiguous()` copies q, k and v where there is more than one head."""
+    copy = 2 * 8 * 4096 * 40 * 2
+    assert scratch(replace(SD, backend="xformers"), (8, 6)) == (copy, copy, copy)
+    assert scratch(replace(VAE, backend="xformers"), (8, 6)) == (8 * MiB,)
+    cross = replace(SD, keys=77, backend="xformers")
+    assert scratch(cross, (8, 6)) == (copy, 2 * 8 * 77 * 40 * 2, 2 * 8 * 77 * 40 * 2)
+
+
+def test_sliced_holds_one_heads_scores_twice() -> None:
+    """baddbmm writes a head's 4096 x 4096 scores and softmax another: 32 MiB each in half precision."""
+    copy = 2 * 8 * 4096 * 40 * 2
+    assert scratch(replace(SD, backend="sliced"), (8, 6)) == (copy, copy, copy, 32 * MiB, 32 * MiB)
+
+
+def test_math_holds_nine_bytes_a_score() -> None:
+    """Half inputs become fp32, q and k are scaled into copies, and the safe softmax holds 4 + 4 + 1 B a score."""
+    wide, scores = 2 * 8 * 4096 * 40 * 4, 2 * 8 * 4096 * 4096
+    half = scratch(replace(SD, backend="math"), (8, 6))
+    assert sorted(half) == sorted([wide] * 5 + [scores * 4, scores * 4, scores])
+    single = scratch(replace(SD, backend="math", dtype="float32"), (8, 6))
+    assert sorted(single) == sorted([wide] * 2 + [scores * 4, scores * 4, scores])
+
+
+ATTENTIONS = st.builds(
+    Attention,
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+    batch=st.integers(1, 4),
+    heads=st.integers(1, 24),
+    queries=st.integers(1, 5000),
+    keys=st.integers(1, 5000),
+    head_size=st.sampled_from([8, 20, 40, 64, 128, 160, 256, 512]),
+    value_size=st.sampled_from([8, 40, 128, 512]),
+    mask=st.sampled_from(["none", "bool", "float"]),
+    mask_size=st.integers(0, 10**6),
+    backend=st.sampled_from(["auto", "flash", "efficient", "cudnn", "math", "xformers", "sliced"]),
+)
+
+
+@given(ATTENTIONS, st.sampled_from(CAPABILITIES))
+def test_whatever_is_chosen_can_run_and_holds_something_sensible(
+    attention: Attention, capability: tuple[int, int]
+) -> None:
+    assert usable(attention, chosen(attention, capability), capability)
+    held = scratch(attention, capability)
+    assert all(size > 0 for size in held)
+    larger = scratch(replace(attention, batch=attention.batch + 1), capability)
+    assert len(larger) == len(held)
+    assert all(a <= b for a, b in zip(held, larger, strict=True))

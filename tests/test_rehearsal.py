@@ -1,0 +1,158 @@
+"""Rehearsal against the cost model: the same program, once in sums and once in the allocator's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import CUBLAS, MiB, body, course, programs, read
+from techniques.programs import device
+
+from planner.cost import Cost
+from planner.offload import model_offload, resident, sequential_offload
+from planner.program import Alloc, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
+from planner.rehearsal import rehearse
+
+PRODUCT = Matmul("float16", 1, 1)
+WIDE = Conv("float16", (1, 64, 256, 256), (64, 64, 3, 3), (1, 64, 256, 256), (1, 1))
+WIDE_SCRATCH = 2 * 64 * 256 * 256 * 2 + 64 * 64 * 9 * 2
+
+
+def begun(program: Program) -> Program:
+    """The program with a product before all else, so that cuBLAS's workspace is there from the start."""
+    events = program.recordings[program.course].events
+    first = Run(len(program.kernels))
+    return replace(program, kernels=(*program.kernels, PRODUCT)).with_course((first, *events))
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs(), st.sampled_from([resident, model_offload, sequential_offload]))
+def test_what_is_allocated_is_the_peak_plus_what_blocks_leave_over(
+    program: Program, placement: Callable[[Program], Program]
+) -> None:
+    """A block of the large pool is not split for a rest of 1 MiB or less, and counts whole."""
+    placed = begun(placement(program))
+    card = device()
+    peak = max(phase.peak.total for phase in Cost(card).phases(placed))
+    rehearsal = rehearse(placed, card)
+    reading = read(placed, card)
+    tensors = reading.most + 8  # scratch at the same time: at most 8 pieces; and cuBLAS's
+    assert peak <= rehearsal.allocated <= peak + tensors * MiB
+    assert rehearsal.allocated <= rehearsal.reserved
+    assert not rehearsal.failed
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs(), st.integers(10, 120))
+def test_under_a_cap_it_runs_within_it_or_says_where_it_stops(program: Program, mebibytes: int) -> None:
+    placed, card = resident(program), device()
+    capacity = mebibytes * MiB
+    rehearsal = rehearse(placed, card, capacity=capacity)
+    roomy = rehearse(placed, card)
+    names = [name for name, _, _ in roomy.phases]
+    assert rehearsal.reserved <= capacity
+    assert [name for name, _, _ in rehearsal.phases] == names[: len(rehearsal.phases)]
+    if rehearsal.failed:
+        assert rehearsal.failed in names
+        assert rehearsal.missing > 0
+    if roomy.reserved <= capacity:
+        assert rehearsal == roomy
+
+
+def test_hand_made_blocks() -> None:
+    """12 MiB take a segment of their own, 3 MiB one of 20; a small tensor takes a segment of 2."""
+    program = course(Alloc(0, 12 * MiB), Alloc(1, 3 * MiB), Alloc(2, 1000), Free(0), Alloc(3, 11 * MiB + 1))
+    rehearsal = rehearse(program, device())
+    assert rehearsal.allocated == 12 * MiB + 3 * MiB + 1024  # the last one gets the whole block of 12
+    assert rehearsal.reserved == 12 * MiB + 20 * MiB + 2 * MiB
+    assert rehearsal.retries == 0
+
+
+def test_cublas_takes_its_workspace_with_the_first_product() -> None:
+    cold = course(Alloc(0, 1000), kernels=(PRODUCT,))
+    warm = course(Alloc(0, 1000), Run(0), Run(0), kernels=(PRODUCT,))
+    assert rehearse(cold, device()).allocated == 1024
+    assert rehearse(warm, device()).allocated == 1024 + CUBLAS
+
+
+def test_phases_have_peaks_of_their_own() -> None:
+    small, large = body(Alloc(0, 2 * MiB), Free(0)), body(Alloc(0, 12 * MiB), Free(0))
+    program = course(Load("unet", (4 * MiB,)), Call(1, "unet", ()), Call(0, "vae.decode", ()), bodies=(small, large))
+    assert rehearse(program, device()).phases == (
+        ("start", 4 * MiB, 20 * MiB),
+        ("unet", 16 * MiB, 20 * MiB),
+        ("vae.decode", 6 * MiB, 20 * MiB),
+    )
+
+
+@pytest.mark.parametrize(
+    ("capacity", "failed", "missing"),
+    [(19, "start", 20), (39, "unet", 40), (69, "vae.decode", 70), (90, "", 0)],
+)
+def test_too_little_memory_fails_in_the_phase_that_needs_it(capacity: int, failed: str, missing: int) -> None:
+    unet, vae = body(Alloc(0, 40 * MiB), Free(0)), body(Alloc(0, 70 * MiB), Free(0))
+    program = course(
+        Load("unet", (20 * MiB,)),
+        Call(0, "unet", ()),
+        Call(0, "unet", ()),
+        Call(1, "vae.decode", ()),
+        bodies=(unet, vae),
+    )
+    rehearsal = rehearse(program, device(), capacity=capacity * MiB)
+    assert (rehearsal.failed, rehearsal.missing) == (failed, missing * MiB)
+
+
+def test_an_emptied_cache_makes_room_and_counts_as_a_retry() -> None:
+    program = course(Alloc(0, 40 * MiB), Free(0), Alloc(1, 50 * MiB))
+    assert rehearse(program, device()).reserved == 90 * MiB
+    tight = rehearse(program, device(), capacity=60 * MiB)
+    assert (tight.failed, tight.reserved, tight.retries) == ("", 50 * MiB, 1)
+
+
+def test_emptying_as_accelerate_does_leaves_nothing_reserved() -> None:
+    program = course(Load("unet", (40 * MiB,)), Drop("unet", copied=True), Empty(), Load("vae", (50 * MiB,)))
+    rehearsal = rehearse(program, device())
+    assert (rehearsal.reserved, rehearsal.retries) == (50 * MiB, 0)
+
+
+def test_a_convolution_short_of_workspace_runs_with_less() -> None:
+    program = course(Alloc(0, 8 * MiB), Alloc(1, 8 * MiB), Run(0), Alloc(2, MiB), kernels=(WIDE,))
+    roomy = rehearse(program, device())
+    grains = -(-WIDE_SCRATCH // 512) * 512
+    assert roomy.allocated == 16 * MiB + grains
+    tight = rehearse(program, device(), capacity=24 * MiB)
+    assert not tight.failed
+    assert tight.allocated == 17 * MiB
+    assert tight.retries == 1
+
+
+def test_other_scratch_cannot_do_with_less() -> None:
+    program = course(Alloc(0, 8 * MiB), Run(0), kernels=(Plain("sort", 0, 0, scratch=30 * MiB),))
+    assert rehearse(program, device(), capacity=40 * MiB).failed == "start"
+    assert not rehearse(program, device(), capacity=50 * MiB).failed
+
+
+def test_a_cast_exchanges_one_tensor_after_the_other() -> None:
+    """The new tensor is there before the old one goes: beside three of 12 MiB never more than one old one."""
+    program = course(Load("vae", (6 * MiB,) * 3), Empty(), Cast("vae", (12 * MiB,) * 3))
+    rehearsal = rehearse(program, device())
+    assert rehearsal.allocated == 6 * MiB + 3 * 12 * MiB
+
+
+def test_repeated_calls_cost_no_more_than_their_first() -> None:
+    work = body(Alloc(0, 3 * MiB), Alloc(1, 5 * MiB), Free(0), Free(1))
+    once = course(Call(0, "unet", ()), bodies=(work,))
+    often = course(*[Call(0, "unet", ())] * 1000, bodies=(work,))
+    assert rehearse(once, device()) == rehearse(often, device())
+
+
+def test_calls_under_more_load_are_replayed_again() -> None:
+    """The third call runs beside 30 MiB that the first two did not know."""
+    work = body(Alloc(0, 12 * MiB), Free(0))
+    call = Call(0, "unet", ())
+    program = course(call, call, call, Alloc(0, 30 * MiB), call, bodies=(work,))
+    assert rehearse(program, device()).allocated == 42 * MiB
+    assert rehearse(program, device(), capacity=40 * MiB).failed == "unet"

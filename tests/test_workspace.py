@@ -1,0 +1,142 @@
+"""Scratch memory of convolutions and products, from what was measured on cuDNN 9.24 (torch 2.14.1, benchmark off).
+
+x, w and y are the bytes of input, weight and output.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.program import Conv
+from planner.workspace import convolution, cublas
+
+MiB = 2**20
+AMPERE = [(8, 0), (8, 6), (8, 9), (12, 0)]
+
+
+def conv(
+    dtype: str, channels: int, edge: int, out: int, kernel: int = 3, *, groups: int = 1, last: str = "", images: int = 1
+) -> Conv:
+    """A convolution of a square map that keeps its size; `last` names what is channels-last: x, w or both."""
+    return Conv(
+        dtype=dtype,
+        input=(images, channels, edge, edge),
+        weight=(out, channels // groups, kernel, kernel),
+        output=(images, out, edge, edge),
+        stride=(1, 1),
+        groups=groups,
+        input_last="x" in last,
+        weight_last="w" in last,
+    )
+
+
+@pytest.mark.parametrize("capability", [(7, 5), *AMPERE, (9, 0)])
+@pytest.mark.parametrize(
+    ("given", "mebibytes"),
+    [
+        (conv("float16", 256, 512, 256), 128 + 1.125 + 128),
+        (conv("float16", 256, 512, 128), 128 + 0.5625 + 64),
+        (conv("float16", 128, 1024, 128), 256 + 0.28125 + 256),
+        (conv("float16", 256, 1024, 256), 512 + 1.125 + 512),
+        (conv("float16", 1280, 32, 1280, images=2), 5 + 28.125 + 5),
+        (conv("float16", 512, 256, 256, kernel=1), 64 + 32),
+        (conv("float16", 960, 64, 320, kernel=1, images=2), 15 + 5),
+    ],
+)
+def test_half_precision_converts_to_channels_last_and_back(
+    given: Conv, mebibytes: float, capability: tuple[int, int]
+) -> None:
+    """x + w + y for k x k, x + y for 1 x 1."""
+    assert convolution(given, capability) == mebibytes * MiB
+
+
+@pytest.mark.parametrize("capability", [*AMPERE, (9, 0)])
+def test_bfloat16_is_as_float16_where_the_card_has_it(capability: tuple[int, int]) -> None:
+    assert convolution(conv("bfloat16", 256, 1024, 256), capability) == 1025.125 * MiB
+    assert convolution(conv("bfloat16", 256, 1024, 256, last="xw"), capability) == 0
+
+
+@pytest.mark.parametrize("last", ["", "xw"])
+def test_bfloat16_unfolds_the_image_on_older_cards(last: str) -> None:
+    """No cuDNN kernels below 8.0: torch's im2col, nine positions of each input channel: 4608 MiB were measured."""
+    assert convolution(conv("bfloat16", 256, 1024, 256, last=last), (7, 5)) == 4608 * MiB
+
+
+def test_unfolding_goes_image_by_image() -> None:
+    one, four = conv("bfloat16", 64, 64, 64), conv("bfloat16", 64, 64, 64, images=4)
+    assert convolution(one, (7, 5)) == convolution(four, (7, 5)) == 9 * 64 * 64 * 64 * 2
+
+
+@pytest.mark.parametrize("capability", AMPERE)
+@pytest.mark.parametrize(
+    ("given", "mebibytes"),
+    [
+        (conv("float32", 256, 1024, 256), 1024 + 2.25),
+        (conv("float32", 128, 1024, 128), 512 + 0.5625),
+        (conv("float32", 512, 256, 512), 128 + 9),
+        (conv("float32", 256, 1024, 128, kernel=1), 0),
+        (conv("float32", 256, 1024, 256, last="xw"), 1024 + 2.25),
+        (conv("float32", 256, 1024, 256, last="w"), 1024 + 1024 + 2.25),
+    ],
+)
+def test_single_precision_converts_what_goes_in(given: Conv, mebibytes: float, capability: tuple[int, int]) -> None:
+    """x + w contiguous, nothing for 1 x 1; channels-last the same, and x more where torch must convert first."""
+    assert convolution(given, capability) == mebibytes * MiB
+
+
+def test_single_precision_on_hopper_converts_both_ways() -> None:
+    assert convolution(conv("float32", 256, 1024, 256), (9, 0)) == 2050.25 * MiB
+    assert convolution(conv("float32", 256, 1024, 128, kernel=1), (9, 0)) == (1024 + 512) * MiB
+    assert convolution(conv("float32", 256, 1024, 256, last="xw"), (9, 0)) == 0
+    assert convolution(conv("float32", 256, 1024, 256, last="w"), (9, 0)) == 1024 * MiB
+
+
+def test_single_precision_on_turing_does_not_grow_with_the_image() -> None:
+    """About 2.8 w were measured, which is Winograd's transformed weights."""
+    small, large = conv("float32", 256, 128, 256), conv("float32", 256, 1024, 256)
+    assert convolution(small, (7, 5)) == convolution(large, (7, 5)) == 3 * 2.25 * MiB
+    assert convolution(conv("float32", 256, 1024, 256, kernel=1), (7, 5)) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("capability", AMPERE)
+def test_channels_last_half_precision_takes_nothing_but_what_torch_converts(
+    dtype: str, capability: tuple[int, int]
+) -> None:
+    """0 if the input is channels-last already, x if it is not: after a group norm, whose output is contiguous."""
+    assert convolution(conv(dtype, 256, 1024, 256, last="xw"), capability) == 0
+    assert convolution(conv(dtype, 256, 1024, 256, last="w"), capability) == 512 * MiB
+    assert convolution(conv(dtype, 256, 1024, 256, last="x"), capability) == 1.125 * MiB
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        conv("float16", 4, 128, 512),
+        conv("float16", 3, 1024, 128),
+        conv("float16", 16, 128, 16, kernel=1),
+        conv("float16", 512, 64, 512, groups=512),
+    ],
+)
+def test_first_narrow_and_depthwise_convolutions_run_directly(given: Conv) -> None:
+    assert convolution(given, (8, 6)) == 0
+
+
+def test_sixteen_channels_are_converted_unless_pointwise() -> None:
+    """FLUX.1's first decoder convolution, 16 to 512 channels at 128 x 128: 16.6 MiB were measured."""
+    assert convolution(conv("bfloat16", 16, 128, 512), (8, 6)) == (0.5 + 0.140625 + 16) * MiB
+
+
+def test_three_dimensional_convolutions_follow_the_same_rule() -> None:
+    """Wan's decoder, 96 channels over 6 x 482 x 834 padded positions: 734.6 MiB were measured."""
+    given = Conv("bfloat16", (1, 96, 6, 482, 834), (96, 96, 3, 3, 3), (1, 96, 4, 480, 832), (1, 1, 1))
+    assert convolution(given, (8, 6)) / MiB == pytest.approx(734.6, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "capabilities"),
+    [(8_519_680, [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9)]), (33_554_432, [(9, 0), (10, 0), (12, 0)])],
+)
+def test_cublas_keeps_one_workspace(size: int, capabilities: list[tuple[int, int]]) -> None:
+    """0x820000 bytes by default, 0x2000000 for major versions 9 to 12 (torch 2.14, parseChosenWorkspaceSize)."""
+    assert {cublas(capability) for capability in capabilities} == {size}
