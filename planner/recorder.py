@@ -66,16 +66,24 @@ class Recorder:
             caller.born |= frame.born
             return None
         events, local = _renumbered(frame.events)
-        recording = Recording(name=frame.name, own=frame.own, events=events)
-        kinds = tuple(map(type, events))  # as plain tuples, `Free(0)` and `Run(0)` would be equal
-        index = self._recording_index.setdefault((recording, kinds), len(self.recordings))
-        if index == len(self.recordings):
-            self.recordings.append(recording)
+        index = self.keep(Recording(name=frame.name, own=frame.own, events=events))
         done = Done(recording=index, kept=tuple((local[serial], serial) for serial in sorted(frame.born)))
         if caller:
             caller.events.append(Call(index, frame.module, done.kept))
             caller.born |= frame.born
         return done
+
+    def keep(self, recording: Recording) -> int:
+        """The index of a recording, which is added where there is no equal one."""
+        kinds = tuple(map(type, recording.events))  # as plain tuples, `Free(0)` and `Run(0)` would be equal
+        index = self._recording_index.setdefault((recording, kinds), len(self.recordings))
+        if index == len(self.recordings):
+            self.recordings.append(recording)
+        return index
+
+    def drop(self) -> list[Event]:
+        """End the innermost body and forget it; its events, for whoever wants to keep part of them."""
+        return self._frames.pop().events
 
     def abandon(self) -> None:
         """Drop everything under way; storages still alive are no longer watched."""
@@ -114,7 +122,8 @@ class Recorder:
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Weights and what else lives outside the recording; they are never counted."""
         for tensor in tensors:
-            self._watched[tensor.untyped_storage()._cdata] = (-1, None)
+            storage = tensor.untyped_storage()
+            self._watched[storage._cdata] = (-1, self._farewell(storage))
 
     def cast(self, component: str, weights: tuple[int, ...]) -> None:
         """Note that a component's weights changed size."""
@@ -123,9 +132,14 @@ class Recorder:
     def _watch(self, storage: torch.UntypedStorage) -> int:
         key, serial = storage._cdata, self._serial
         self._serial += 1
-        self._watched[key] = (serial, weakref.ref(storage, lambda _: self._died(key)))
+        self._watched[key] = (serial, self._farewell(storage))
         self._frames[-1].born.add(serial)
         return serial
+
+    def _farewell(self, storage: torch.UntypedStorage) -> weakref.ref[torch.UntypedStorage]:
+        """Forgets the storage in time: the next one may lie at its address."""
+        key = storage._cdata
+        return weakref.ref(storage, lambda _: self._died(key))
 
     def _died(self, key: int) -> None:
         serial, _ = self._watched.pop(key, (-1, None))
