@@ -207,12 +207,13 @@ class Chooser:
         """The solver's problem for one scene."""
         options: dict[str, Candidate] = {}
         groups = [(self._offer(priced, (), range(0), priced),)]
-        mine: set[int] = set()
-        for scope in GROUPS:
-            if rows := priced.of(scope):
-                mine.update(rows)
-                offers = tuple(self._offers(priced, scope, rows, limits, options))
-                groups.append(offers)
+        scopes = [(scope, rows) for scope in GROUPS if (rows := priced.of(scope))]
+        mine = {row for _, rows in scopes for row in rows}
+        least = sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine)
+        for scope, rows in scopes:
+            offers = tuple(self._offers(priced, scope, rows, limits.capacity, least, options))
+            groups.append(offers)
+            least += min(offer.seconds for offer in offers)
         base = tuple(0 if n in mine else phase.peak.total for n, phase in enumerate(priced.phases))
         waiting = 0 if _stays(priced) else sum(sum(c.weights) for c in priced.program.components)
         groups[0] = (replace(groups[0][0], host=waiting),)
@@ -223,21 +224,39 @@ class Chooser:
         return Scene(priced=priced, problem=problem, options=options)
 
     def _offers(
-        self, priced: Priced, scope: Scope, rows: Sequence[int], limits: Limits, options: dict[str, Candidate]
+        self,
+        priced: Priced,
+        scope: Scope,
+        rows: Sequence[int],
+        capacity: int,
+        rest: float,
+        options: dict[str, Candidate],
     ) -> Iterator[solve.Offer]:
-        """Choices of one group; less faithful ones only where no more faithful one fits, as they save memory only."""
+        """Choices of one group, those that intervene least first, as long as more of them can matter.
+
+        Less faithful choices only save memory: they are priced where no more faithful one fits, and take no less time
+        than the fastest before them.  So once one fits that is within the slack of that time, and the other phases
+        take `rest` seconds at least, no choice with more changes can be preferred.
+        """
         per_technique = [
             (None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope
         ]
         choices = [tuple(o for o in combination if o is not None) for combination in product(*per_technique)]
-        fits = False
-        for fidelity, same in groupby(sorted(choices, key=_fidelity), key=_fidelity):
-            if fits and fidelity:
+        fastest = fitting = enough = inf
+        level = 0
+        for (fidelity, _), same in groupby(sorted(choices, key=_intervention), key=_intervention):
+            if fidelity > level:
+                level, enough = fidelity, fastest + SLACK * (rest + fastest)
+                if fitting < inf:
+                    return
+            if level and fitting <= enough:
                 return
             for choice in same:
                 offer = self._offer(self.price(self._merged(priced, choice)), choice, rows, priced)
                 options[offer.name] = choice
-                fits = fits or max(offer.memory) <= limits.capacity
+                fastest = min(fastest, offer.seconds)
+                if max(offer.memory) <= capacity:
+                    fitting = min(fitting, offer.seconds)
                 yield offer
 
     def _offer(self, priced: Priced, choice: Candidate, rows: Sequence[int], scene: Priced) -> solve.Offer:
@@ -277,6 +296,11 @@ def described(candidate: Candidate) -> str:
 
 def _name_of(solution: solve.Solution) -> str:
     return "|".join((solution.label, *(offer.name for offer in solution.choice)))
+
+
+def _intervention(candidate: Candidate) -> tuple[int, int]:
+    """Fidelity, then changes."""
+    return _fidelity(candidate), sum(not option.neutral for option in candidate)
 
 
 def _fidelity(candidate: Candidate) -> int:

@@ -40,6 +40,8 @@ class Replay:
         self._mode = mode
         self._memories: dict[Hashable, Memory] = {}
         self._fingerprints: dict[int, Hashable] = {}
+        self.asked: dict[str, list[tuple[Any, Any]]] = {}
+        """Arguments of the component calls of the trace under way, in order, as shapes."""
 
     def forget_fingerprints(self) -> None:
         """After modules changed (dtype, flags, layout)."""
@@ -85,6 +87,8 @@ class Replay:
     ) -> Any:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
+        if self._recorder.depth == 1:
+            self.asked.setdefault(module, []).append(self._shapes(args, kwargs))
         key = self._key(owner, name, args, kwargs)
         if key is not None and (memory := self._memories.get(key)) is not None:
             return self._again(memory, module, args, kwargs)
@@ -96,6 +100,12 @@ class Replay:
         if key is not None and done is not None:
             self._remember(key, done, out, given)
         return out
+
+    def _shapes(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            return mapped((list(args), kwargs), lambda tensor: shape_of(tensor, OUTSIDE))
+        except Opaque:
+            return None, None
 
     def _key(self, owner: torch.nn.Module, name: str, args: Any, kwargs: Any) -> Hashable | None:
         try:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
+from planner.metas import tensors
+from planner.signature import made_anew, mapped
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
-from planner.program import Component, Program, Variant
+from planner.program import Call, Cast, Component, Program, Variant
 from planner.recorder import Recorder
 from planner.replay import Replay
 from typing import TYPE_CHECKING
@@ -35,12 +38,72 @@ class Tracer:
         self._family = family
         self._recorder = Recorder()
         self._replay = Replay(self._recorder, ghost.mode)
+        self._programs: dict[tuple[Request, Variant], Program] = {}
+        self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any]]]] = {}
         for name, module in ghost.modules():
             self._wrap(name, module)
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of one call.  Raises TraceFailed with the pipeline's own words."""
+        known = self._programs.get((request, variant))
+        if known is None:
+            known = self._spliced(request, variant) or self._traced(request, variant)
+            self._programs[request, variant] = known
+        return known
+
+    def _spliced(self, request: Request, variant: Variant) -> Program | None:
+        """A program that differs from a plainer one only in how an autoencoder works: only its calls are recorded.
+
+        None where there is no plainer one, or where its calls do not stand on their own.
+        """
+        coders = {name for name, module in self._ghost.modules() if is_autoencoder(module)}
+        plain = replace(variant, sliced=False, tile=0, channels_last=variant.channels_last - coders)
+        if plain == variant:
+            return None
+        base = self.trace(request, plain)
+        events = list(base.recordings[base.course].events)
+        if any(isinstance(event, Cast) and event.component in coders for event in events):
+            return None
         self._prepare(self._ghost, variant)
+        self._replay.forget_fingerprints()
+        asked = {module: iter(calls) for module, calls in self._asked[request, plain].items()}
+        for place, event in enumerate(events):
+            if isinstance(event, Call) and event.module.partition(".")[0] in coders:
+                if (again := self._called_again(event, *next(asked[event.module]))) is None:
+                    return None
+                events[place] = again
+        recorder = self._recorder
+        course = replace(base.recordings[base.course], events=tuple(events))
+        return replace(
+            base, variant=variant, kernels=tuple(recorder.kernels), course=recorder.keep(course),
+            recordings=tuple(recorder.recordings),
+        )  # fmt: skip
+
+    def _called_again(self, call: Call, args: Any, kwargs: Any) -> Call | None:
+        """The same component call as the ghost is now; None where it does not fit in the other's place."""
+        if args is None:
+            return None
+        component, _, method = call.module.partition(".")
+        owner = dict(self._ghost.modules())[component]
+        args, kwargs = mapped((args, kwargs), lambda shape: made_anew(shape, {}, self._ghost.mode))
+        self._recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
+        self._recorder.ignore(tensors((args, kwargs)))
+        self._recorder.enter("", call.module)
+        try:
+            with torch.no_grad(), Functions(self._recorder, self._ghost.mode), Dispatch(self._recorder, self._ghost.mode):
+                out = getattr(owner, method or "forward")(*args, **kwargs)
+            events = self._recorder.drop()
+        finally:
+            self._recorder.abandon()
+        del out
+        if len(events) != 1 or not isinstance(events[0], Call) or len(events[0].kept) != len(call.kept):
+            return None
+        kept = zip(events[0].kept, call.kept, strict=True)
+        return Call(events[0].recording, call.module, tuple((inner, outer) for (inner, _), (_, outer) in kept))
+
+    def _traced(self, request: Request, variant: Variant) -> Program:
+        self._prepare(self._ghost, variant)
+        self._replay.asked = {}
         self._replay.forget_fingerprints()
         components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
         recorder = self._recorder
@@ -55,6 +118,7 @@ class Tracer:
         finally:
             recorder.abandon()
         del out
+        self._asked[request, variant] = self._replay.asked
         assert done is not None, "the outermost body has no caller to be written into"
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
@@ -175,7 +239,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
     ranks = {p.dim() for p in module.parameters()}
     return (
         ("denoiser", name in ("unet", "transformer", "transformer_2", "prior", "decoder")),
-        ("autoencoder", hasattr(module, "decode") and hasattr(module, "encode")),
+        ("autoencoder", is_autoencoder(module)),
         ("text_encoder", name.startswith("text_encoder")),
         ("tiling", hasattr(module, "enable_tiling") and hasattr(module, "use_tiling")),
         ("slicing", hasattr(module, "enable_slicing") and hasattr(module, "use_slicing")),
@@ -185,6 +249,11 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )
+
+
+def is_autoencoder(module: torch.nn.Module) -> bool:
+    """Whether a module turns images into latents and back."""
+    return hasattr(module, "decode") and hasattr(module, "encode")
 
 
 def _has_backend(module: torch.nn.Module) -> bool:
