@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
+from rig import Server
 
 from planner.allocator import Allocator, OutOfMemory
-
-pytestmark = pytest.mark.virtual_gpu
 
 MIB, GIB = 2**20, 2**30
 EVENTS = 2500
 
 Event = tuple[str, int, int]  # malloc, free or empty_cache; the tensor's number; its bytes
 
-TORCH = """
-import json, sys, torch
 
-task = json.loads(sys.stdin.read())
-if task["limit"]:
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(task["limit"] / total)
-live, rows = {}, []
-for kind, number, size in task["events"]:
-    refused = 0
-    if kind == "malloc":
-        try:
-            live[number] = torch.empty(size, dtype=torch.uint8, device="cuda")
-        except torch.OutOfMemoryError:
-            refused = 1
-    elif kind == "free":
-        live.pop(number, None)
-    else:
-        torch.cuda.empty_cache()
-    stats = torch.cuda.memory_stats()
-    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    rows.append([*held, *peaks, stats.get("num_alloc_retries", 0), refused])
-print(json.dumps(rows))
-"""
+def in_torch(events: list[Event], limit: int, expandable: bool) -> list[list[int]]:
+    """What PyTorch's statistics do say after each event."""
+    import torch
+
+    torch.cuda.memory._set_allocator_settings(f"expandable_segments:{expandable}")
+    if limit:
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    live, rows = {}, []
+    for kind, number, size in events:
+        refused = 0
+        if kind == "malloc":
+            try:
+                live[number] = torch.empty(size, dtype=torch.uint8, device="cuda")
+            except torch.OutOfMemoryError:
+                refused = 1
+        elif kind == "free":
+            live.pop(number, None)
+        else:
+            torch.cuda.empty_cache()
+        held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        rows.append([*held, *peaks, torch.cuda.memory_stats().get("num_alloc_retries", 0), refused])
+    return rows
 
 
 def some_size(rng: random.Random) -> int:
@@ -98,15 +95,6 @@ def replayed(events: list[Event], allocator: Allocator) -> list[list[int]]:
     return rows
 
 
-def observed(events: list[Event], *, total: int, limit: int, expandable: bool) -> list[list[int]]:
-    """What PyTorch's statistics do say after each event, on a virtual card of `total` bytes."""
-    from . import rig
-
-    task = json.dumps({"events": events, "limit": limit})
-    env = {"PYTORCH_ALLOC_CONF": f"expandable_segments:{expandable}"}
-    return json.loads(rig.run_script(TORCH, stdin=task, vram=total, env=env))
-
-
 @pytest.mark.parametrize("expandable", [False, True], ids=["segments", "expandable"])
 @pytest.mark.parametrize(
     ("seed", "held", "total", "limit"),
@@ -118,11 +106,10 @@ def observed(events: list[Event], *, total: int, limit: int, expandable: bool) -
         pytest.param(19, 20 * GIB, 5 * GIB, 4 * GIB + 3 * MIB + 777, id="limit near the card"),
     ],
 )
-@pytest.mark.usefixtures("vgpu")
-def test_every_event(seed: int, held: int, total: int, limit: int, expandable: bool) -> None:
+def test_every_event(vgpu: Server, seed: int, held: int, total: int, limit: int, expandable: bool) -> None:
     events = course(seed, held)
     allocator = Allocator(total=total, limit=limit or None, expandable=expandable)
     predicted = replayed(events, allocator)
-    actual = observed(events, total=total, limit=limit, expandable=expandable)
+    actual = vgpu.script(in_torch, {"events": events, "limit": limit, "expandable": expandable}, vram=total)
     for number, (mine, torch) in enumerate(zip(predicted, actual, strict=True)):
         assert mine == torch, f"event {number}: {events[number]}"

@@ -1,0 +1,1 @@
+"""What runs in a process under the virtual GPU; imported there, never by the tests themselves."""

@@ -1,0 +1,35 @@
+"""Write a C file with a do-nothing body for every CUDA symbol torch imports and the given objects do not define.
+
+gen_stubs.py STUBS.c SITE_PACKAGES OBJECT...
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CUDA = re.compile(r"(__cuda|cuda|cublas|cudnn|cusolver|cusparse|cufft|cu(?=[A-Z]))")
+REAL = re.compile(
+    r"cudnn(Create|Destroy|Set|Get)\w*Descriptor\w*$|cudnnSetConvolution|cudnnBackendGetAttribute|cuFile"
+    r"|cudnnGet(Version|ErrorString|LastErrorString|Property|CudartVersion)$"
+)
+"""Parts of cuDNN that work on the host alone, and cuFile: left to the real libraries."""
+LIBRARIES = ("torch/lib/lib*.so", "torchvision/*.so", "xformers/**/*.so")
+STUB = '__attribute__((visibility("default"))) int {0}(void) {{ vgpu_stub_called("{0}"); return 0; }}\n'
+
+
+def symbols(path: Path, *options: str) -> set[str]:
+    listing = subprocess.run(["nm", *options, path], capture_output=True, text=True, check=True).stdout
+    return {line.split()[-1].split("@")[0] for line in listing.splitlines()}
+
+
+def main(out: str, site_packages: str, *objects: str) -> None:
+    libraries = [found for pattern in LIBRARIES for found in Path(site_packages).glob(pattern)]
+    wanted = {name for library in libraries for name in symbols(library, "-D", "--undefined-only") if CUDA.match(name)}
+    have = {name for made in objects for name in symbols(Path(made), "--defined-only", "-g")}
+    names = sorted(name for name in wanted - have if not REAL.match(name))
+    Path(out).write_text("extern void vgpu_stub_called(const char*);\n" + "".join(map(STUB.format, names)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
