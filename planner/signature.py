@@ -89,7 +89,10 @@ class Shape:
 
 def shape_of(tensor: torch.Tensor, source: int) -> Shape:
     """How `tensor` lies in its storage."""
-    real = None if isinstance(tensor, FakeTensor) else tensor.detach().clone()
+    real = None
+    if not isinstance(tensor, FakeTensor):
+        with torch.utils._python_dispatch._disable_current_modes():  # the copy is the tracer's, not the pipeline's
+            real = tensor.detach().clone()
     return Shape(
         source=source, size=tuple(tensor.shape), stride=tensor.stride(), offset=tensor.storage_offset(),
         dtype=tensor.dtype, nbytes=tensor.untyped_storage().nbytes(), real=real,
