@@ -83,7 +83,8 @@ def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[st
         return type(model).__name__, FromPipe(model), request, ""
     profile = model if isinstance(model, PipelineProfile) else profiles.resolve(model)
     profile = profile.including(*components)
-    return profile.name, FromProfile(profile, request.dtype), _with_defaults(request, profile), request.dtype or profile.dtype
+    name = profile.name if profile.hub_id else str(model)
+    return name, FromProfile(profile, request.dtype), _with_defaults(request, profile), request.dtype or profile.dtype
 
 
 def _with_defaults(request: Request, profile: PipelineProfile) -> Request:

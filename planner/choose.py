@@ -235,23 +235,25 @@ class Chooser:
         """Choices of one group, those that intervene least first, as long as more of them can matter.
 
         Less faithful choices only save memory: they are priced where no more faithful one fits, and take no less time
-        than the fastest before them.  So once one fits that is within the slack of that time, and the other phases
-        take `rest` seconds at least, no choice with more changes can be preferred.
+        than the fastest before them.  So once one fits that is within the slack of that time, where the other phases
+        take `rest` seconds at least, no later choice can be preferred but by less than the slack.
         """
         per_technique = [
             (None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope
         ]
         choices = [tuple(o for o in combination if o is not None) for combination in product(*per_technique)]
         fastest = fitting = enough = inf
+        elsewhere = (phase.peak.total for n, phase in enumerate(priced.phases) if not _any_group(priced, n))
+        hopeless = max(elsewhere, default=0) > capacity
         level = 0
         for (fidelity, _), same in groupby(sorted(choices, key=_intervention), key=_intervention):
             if fidelity > level:
                 level, enough = fidelity, fastest + SLACK * (rest + fastest)
-                if fitting < inf:
+                if fitting < inf or hopeless:
                     return
-            if level and fitting <= enough:
-                return
             for choice in same:
+                if level and fitting <= enough:
+                    return
                 offer = self._offer(self.price(self._merged(priced, choice)), choice, rows, priced)
                 options[offer.name] = choice
                 fastest = min(fastest, offer.seconds)
@@ -280,6 +282,10 @@ class Chooser:
     def _merged(self, priced: Priced, options: Candidate) -> Candidate:
         order = list(self._techniques)
         return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
+
+
+def _any_group(priced: Priced, row: int) -> bool:
+    return any(row in priced.of(scope) for scope in GROUPS)
 
 
 def _neutral(candidate: Candidate, options: Sequence[Option]) -> Candidate:

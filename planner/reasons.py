@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.choose import Choice, Chooser, NothingFits, Priced, Scene, described
 from planner.cost import Phase
@@ -37,7 +37,22 @@ class Order:
 def plan_of(choice: Choice, chooser: Chooser, order: Order) -> Plan:
     """The plan of what was chosen."""
     rejected = tuple(_rejections(choice, order))
-    return _plan(choice.winner, choice.rehearsal, chooser, order, choice.solution.bound, choice.explored, rejected)
+    return _plan(choice.winner, roomy(choice, chooser, order), chooser, order, choice.solution.bound, choice.explored, rejected)
+
+
+def roomy(choice: Choice, chooser: Chooser, order: Order) -> Rehearsal:
+    """What the run shows: as rehearsed under the cap, but where that had to retry, as much as it might take.
+
+    Short of memory cuDNN falls back to leaner engines; whether it must hangs on fragments of a few MiB, so the promise
+    does not count on it.
+    """
+    capped = choice.rehearsal
+    if not capped.retries:
+        return capped
+    free = chooser.rehearse(choice.winner, None)
+    most = {name: min(allocated, order.capacity) for name, allocated, _ in free.phases}
+    phases = tuple((name, max(allocated, most[name]), reserved) for name, allocated, reserved in capped.phases)
+    return replace(capped, allocated=max(allocated for _, allocated, _ in phases), phases=phases)
 
 
 def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasible:

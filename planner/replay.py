@@ -97,7 +97,7 @@ class Replay:
         out = real(*args, **kwargs)
         given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
         done = self._recorder.leave()
-        if key is not None and done is not None:
+        if key is not None and done is not None and not (_mutable(args, kwargs) and key != self._key(owner, name, args, kwargs)):
             self._remember(key, done, out, given)
         return out
 
@@ -152,6 +152,11 @@ class Replay:
         storages = {source: base.untyped_storage() for source, base in bases.items() if source < OUTSIDE}
         self._recorder.replay(memory.recording, module, storages)
         return out
+
+
+def _mutable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the body could have changed an argument for its caller, such as a list of cached features."""
+    return any(isinstance(value, (list, dict)) for value in (*args, *kwargs.values()))
 
 
 def own_weights(module: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:

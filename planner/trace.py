@@ -12,7 +12,7 @@ import torch
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.metas import tensors
 from planner.signature import made_anew, mapped
-from planner.errors import TraceFailed
+from planner.errors import BadRequest, TraceFailed
 from planner.ghost import Ghost
 from planner.program import Call, Cast, Component, Program, Variant
 from planner.recorder import Recorder
@@ -206,6 +206,11 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
         "output_type": "np",
         **dict(request.extra),
     }
+    asked = {"num_frames": request.frames, **dict(request.extra)}
+    for name, value in asked.items():
+        if value is not None and name not in accepted:
+            known = ", ".join(sorted(set(accepted) - {"args", "kwargs", "prompt"})[:12])
+            raise BadRequest(f"{type(pipe).__name__} takes no {name} (asked: {value!r}); it takes {known} and others.")
     return {name: value for name, value in wanted.items() if name in accepted and value is not None}
 
 

@@ -42,7 +42,7 @@ class VaeTiling:
             return ()
         able = tuple(component for component in program.components if "tiling" in component.traits and component.tile)
         edges = {edge for component in able for edge in tile_edges(component, largest_edge(program, request))}
-        return tuple(self._option(able, edge) for edge in sorted(edges))
+        return tuple(self._option(able, edge) for edge in sorted(edges, reverse=True))
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return replace(variant, tile=int(option.value))
