@@ -29,10 +29,8 @@ class Applied:
     undos: ExitStack
 
 
-def configure(
-    pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAULT, device: str | None = None
-) -> None:
-    """Configure `pipe` as `plan` says, after undoing a plan applied before.  Raises ApplyFailed, nothing half applied."""
+def configure(pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAULT, device: str | None = None) -> None:
+    """Configure `pipe` as `plan` says; a plan applied before is undone first.  Raises ApplyFailed, all undone."""
     able = _able(techniques, device)
     _check(pipe, plan, able)
     if getattr(pipe, APPLIED, None) is not None:
@@ -70,11 +68,13 @@ def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
     if type(pipe).__name__ != plan.pipeline:
         raise BadRequest(f"The plan is for a {plan.pipeline}, this is a {type(pipe).__name__}; plan this pipeline.")
     if unknown := [option.technique for option in plan.options if option.technique not in able]:
-        raise BadRequest(f"The plan uses {unknown[0]}, which is not among the {len(able)} techniques given; pass it too.")
+        raise BadRequest(
+            f"The plan uses {unknown[0]}, which is not among the {len(able)} techniques given; pass it too."
+        )
     if not is_applied(pipe) and (hooked := offloaded(pipe)):
         raise ApplyFailed(
-            f"{', '.join(hooked)} ({len(hooked)} of {len(pipe.components)} components) are offloaded by hooks that this "
-            "planner did not put there; call pipe.remove_all_hooks() and pipe.to('cpu') first."
+            f"{', '.join(hooked)} ({len(hooked)} of {len(pipe.components)} components) are offloaded by hooks that "
+            "this planner did not put there; call pipe.remove_all_hooks() and pipe.to('cpu') first."
         )
 
 

@@ -20,7 +20,9 @@ from planner.techniques.base import Technique
 from planner.units import format_bytes
 
 
-def auto_configure(pipe: Any, *, techniques: Sequence[Technique] = DEFAULT, device: Device | None = None, **wanted: Any) -> Plan:
+def auto_configure(
+    pipe: Any, *, techniques: Sequence[Technique] = DEFAULT, device: Device | None = None, **wanted: Any
+) -> Plan:
     """Plan for a live pipeline and configure it in place; `plan.revert(pipe)` takes it back.
 
     `wanted`: fields of `Request` by name, such as `budget="8GB"`, `height=2224`, `width=3840`.  Raises BadRequest,
@@ -47,8 +49,8 @@ def plan(
 
     `model`: a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.  `device`: one of `probe()`
     or `card("rtx-3070")`; by default the first card of this machine.  `components`: optional ones to load, such as
-    `safety_checker`.  `cache`: folder of recorded programs, by default the user's cache.  `wanted`: fields of `Request`.
-    Raises BadRequest, TraceFailed or Infeasible.
+    `safety_checker`.  `cache`: folder of recorded programs, by default the user's cache.  `wanted`: fields of
+    `Request`.  Raises BadRequest, TraceFailed or Infeasible.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card = device or probe.probe_one()
@@ -60,8 +62,8 @@ def plan(
     limits = Limits(capacity=budget - card.context, host=_host_ram(asked, device))
     if limits.capacity <= 0:
         raise BadRequest(
-            f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of {format_bytes(card.context)}; "
-            "ask for more."
+            f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of "
+            f"{format_bytes(card.context)}; ask for more."
         )
     try:
         return reasons.plan_of(chooser.choose(limits), chooser, order)

@@ -26,7 +26,11 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
     for part in profile.components:
         parts[part.name] = None if part.optional else _part(part, dtype)
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name != "self":
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and name != "self"
+        ):
             parts.setdefault(name, None)
     try:
         pipe = kind(**parts)
@@ -92,7 +96,7 @@ def _find(library: str, name: str) -> Any:
     for package in packages:
         try:
             return getattr(importlib.import_module(package), name)
-        except (ImportError, AttributeError):
+        except (ImportError, AttributeError):  # noqa: PERF203  (two packages)
             continue
     raise BadRequest(
         f"{library}.{name} is not in diffusers {diffusers.__version__} or transformers {transformers.__version__}; "

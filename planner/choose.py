@@ -55,7 +55,6 @@ class Priced:
         """The phase that needs most."""
         return max(self.phases, key=lambda phase: phase.peak.total)
 
-
     def of(self, scope: Scope) -> tuple[int, ...]:
         """Positions of the phases in which components of that role work."""
         names = {c.name for c in self.program.components if scope in c.traits}
@@ -139,13 +138,16 @@ class Chooser:
         rehearsals: dict[str, Rehearsal] = {}
         best: solve.Solution | None = None
 
+        def latest() -> float:
+            return best.seconds * (1 + SLACK) if best else inf
+
         def runs(solution: solve.Solution) -> bool:
             name = _name_of(solution)
             if name not in rehearsals:
                 rehearsals[name] = self.rehearse(self._whole(scenes[solution.label], solution), limits.capacity)
             return not rehearsals[name].failed
 
-        for scene in self._by_bound(limits, pruned, lambda: best.seconds * (1 + SLACK) if best else inf):
+        for scene in self._by_bound(limits, pruned, latest):
             scenes[scene.problem.label] = scene
             try:
                 best = solve.solve([s.problem for s in scenes.values()], accept=runs, slack=SLACK)
@@ -206,7 +208,7 @@ class Chooser:
     def _scene(self, priced: Priced, limits: Limits) -> Scene:
         """The solver's problem for one scene."""
         options: dict[str, Candidate] = {}
-        groups = [(self._offer(priced, (), range(0), priced),)]
+        groups: list[tuple[solve.Offer, ...]] = [(self._offer(priced, (), range(0), priced),)]
         scopes = [(scope, rows) for scope in GROUPS if (rows := priced.of(scope))]
         mine = {row for _, rows in scopes for row in rows}
         least = sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine)
@@ -218,7 +220,8 @@ class Chooser:
         waiting = 0 if _stays(priced) else sum(sum(c.weights) for c in priced.program.components)
         groups[0] = (replace(groups[0][0], host=waiting),)
         problem = solve.Problem(
-            label=described(priced.candidate), groups=tuple(groups), capacity=limits.capacity, base=base, host=limits.host,
+            label=described(priced.candidate), groups=tuple(groups), base=base,
+            capacity=limits.capacity, host=limits.host,
             seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
         )  # fmt: skip
         return Scene(priced=priced, problem=problem, options=options)
@@ -238,9 +241,7 @@ class Chooser:
         than the fastest before them.  So once one fits that is within the slack of that time, where the other phases
         take `rest` seconds at least, no later choice can be preferred but by less than the slack.
         """
-        per_technique = [
-            (None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope
-        ]
+        per_technique = [(None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope]
         choices = [tuple(o for o in combination if o is not None) for combination in product(*per_technique)]
         fastest = fitting = enough = inf
         elsewhere = (phase.peak.total for n, phase in enumerate(priced.phases) if not _any_group(priced, n))

@@ -12,7 +12,20 @@ from planner import attention, workspace
 from planner.device import Device
 from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
-    Alloc, Attention, Call, Cast, Conv, Drop, Enter, Event, Free, Kernel, Load, Plain, Program, Run,
+    Alloc,
+    Attention,
+    Call,
+    Cast,
+    Conv,
+    Drop,
+    Enter,
+    Event,
+    Free,
+    Kernel,
+    Load,
+    Plain,
+    Program,
+    Run,
 )  # fmt: skip
 
 GRAIN = 512

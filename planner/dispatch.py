@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -21,7 +21,13 @@ from planner.strides import channels_last
 
 aten = torch.ops.aten
 
-PRODUCTS = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1, aten.addbmm.default: 1}
+PRODUCTS = {
+    aten.mm.default: 0,
+    aten.bmm.default: 0,
+    aten.addmm.default: 1,
+    aten.baddbmm.default: 1,
+    aten.addbmm.default: 1,
+}
 """Matrix products and the position of their first factor."""
 RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
 FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full.default}
@@ -32,11 +38,11 @@ CONTIGUOUS = {aten.native_group_norm.default, aten.native_layer_norm.default}
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
-class Dispatch(TorchDispatchMode):
+class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Sees every operation below autograd, on ghosts and on real tensors alike."""
 
     def __init__(self, recorder: Recorder, mode: FakeTensorMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorder = recorder
         self._mode = mode
 
@@ -84,7 +90,9 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0] if args else kwargs["query"], FakeTensor):
+        if func is torch.nn.functional.scaled_dot_product_attention and isinstance(
+            args[0] if args else kwargs["query"], FakeTensor
+        ):
             return self._attend(*args, **kwargs)
         if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
             return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
@@ -110,15 +118,20 @@ class Functions(TorchFunctionMode):
             flat = torch.empty((*lead, queries, heads, width), dtype=query.dtype)
         out = flat.transpose(-3, -2)
         self._recorder.allocated((flat,))
-        mask = "none" if attn_mask is None else "bool" if attn_mask.dtype == torch.bool else "float"
         self._recorder.ran(
             Attention(
                 dtype=name_of(query.dtype), batch=prod(lead), heads=heads, queries=queries, keys=key.shape[-2],
-                head_size=head_size, value_size=width, mask=mask,
+                head_size=head_size, value_size=width, mask=_mask(attn_mask),
                 mask_size=0 if attn_mask is None else attn_mask.numel(), causal=is_causal,
             )
         )  # fmt: skip
         return out
+
+
+def _mask(mask: torch.Tensor | None) -> Literal["none", "bool", "float"]:
+    if mask is None:
+        return "none"
+    return "bool" if mask.dtype == torch.bool else "float"
 
 
 def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[torch.Tensor]) -> Kernel:
@@ -176,4 +189,3 @@ def _counted(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _zero(dtype: torch.dtype) -> bool | int | float:
     return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
-

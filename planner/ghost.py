@@ -63,7 +63,8 @@ def haunt(module: torch.nn.Module, mode: FakeTensorMode) -> None:
     """Turn every weight of `module` that is large or on meta into a ghost, and keep small integers real."""
     ghosts: dict[int, torch.Tensor] = {}
     for part in module.modules():
-        for table in (part._parameters, part._buffers):
+        tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is not None and not isinstance(tensor, FakeTensor):
                     table[name] = _haunted(tensor, mode, ghosts)
@@ -84,7 +85,9 @@ def _is_weight(tensor: torch.Tensor) -> bool:
 def _haunted(tensor: torch.Tensor, mode: FakeTensorMode, ghosts: dict[int, torch.Tensor]) -> torch.Tensor:
     if not is_large(tensor):
         return tensor
-    if tensor.is_meta and not (tensor.is_floating_point() or tensor.is_complex()):  # position ids and the like are counted from zero
+    if tensor.is_meta and not (
+        tensor.is_floating_point() or tensor.is_complex()
+    ):  # position ids and the like are counted from zero
         return torch.arange(tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
     if id(tensor) not in ghosts:
         ghosts[id(tensor)] = _ghost_tensor(tensor, mode)

@@ -21,12 +21,12 @@ CPU = torch.device("cpu")
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 DIRECT = frozenset({
-    aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.cat.default, aten._softmax.default,
-    aten.clone.default, aten._to_copy.default, aten.copy_.default, aten.mean.dim, aten.sum.dim_IntList,
-    aten.upsample_nearest2d.default,
-    aten.transpose.int, aten.t.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default,
-    aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int, aten.alias.default,
-    aten.as_strided.default,
+    aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default, aten.cat.default,
+    aten._softmax.default, aten.clone.default, aten._to_copy.default, aten.copy_.default, aten.mean.dim,
+    aten.sum.dim_IntList, aten.upsample_nearest2d.default,
+    aten.transpose.int, aten.t.default, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.expand.default, aten.select.int, aten.slice.Tensor, aten.split.Tensor, aten.split_with_sizes.default,
+    aten.unbind.int, aten.alias.default, aten.as_strided.default,
 })  # fmt: skip
 """Operations whose C++ meta kernels need nothing but the tensors."""
 
@@ -70,7 +70,9 @@ def ghost(tensor: torch.Tensor, mode: FakeTensorMode) -> FakeTensor:
 
 def _ghosts_only(args: Any, kwargs: Any) -> bool:
     given = list(tensors((args, kwargs)))
-    return any(isinstance(t, FakeTensor) for t in given) and all(isinstance(t, FakeTensor) or t.dim() == 0 for t in given)
+    return any(isinstance(t, FakeTensor) for t in given) and all(
+        isinstance(t, FakeTensor) or t.dim() == 0 for t in given
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -114,7 +116,9 @@ def _layer_norm(args: Sequence[Any], mode: FakeTensorMode) -> Any:
     return _norm(x, [*x.shape[: x.dim() - len(shape)], *(1 for _ in shape)], torch.float32, mode)
 
 
-def _norm(x: torch.Tensor, statistics: Sequence[int], dtype: torch.dtype, mode: FakeTensorMode) -> tuple[FakeTensor, ...]:
+def _norm(
+    x: torch.Tensor, statistics: Sequence[int], dtype: torch.dtype, mode: FakeTensorMode
+) -> tuple[FakeTensor, ...]:
     out = aten.empty.memory_format(list(x.shape), dtype=x.dtype, device="meta")
     means = (aten.empty.memory_format(list(statistics), dtype=dtype, device="meta") for _ in range(2))
     return ghost(out, mode), *(ghost(mean, mode) for mean in means)

@@ -144,7 +144,8 @@ Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty
 @dataclass(frozen=True, slots=True)
 class Recording:
     """One body.  `own` holds the bytes of each weight that the module itself has, not its children's, and that
-    sequential offload moves."""
+    sequential offload moves.
+    """
 
     name: str
     """Class of the module, or name of the method."""

@@ -37,7 +37,9 @@ class Order:
 def plan_of(choice: Choice, chooser: Chooser, order: Order) -> Plan:
     """The plan of what was chosen."""
     rejected = tuple(_rejections(choice, order))
-    return _plan(choice.winner, roomy(choice, chooser, order), chooser, order, choice.solution.bound, choice.explored, rejected)
+    return _plan(
+        choice.winner, roomy(choice, chooser, order), chooser, order, choice.solution.bound, choice.explored, rejected
+    )
 
 
 def roomy(choice: Choice, chooser: Chooser, order: Order) -> Rehearsal:
@@ -176,7 +178,8 @@ def _why_scene(scene: Scene, choice: Choice, order: Order) -> str:
     """The scene by itself: what its leanest choice lacks, or how much slower its fastest is."""
     rows = range(len(scene.problem.base))
     least = [
-        scene.problem.base[n] + sum(min(offer.memory[n] for offer in group) for group in scene.problem.groups) for n in rows
+        scene.problem.base[n] + sum(min(offer.memory[n] for offer in group) for group in scene.problem.groups)
+        for n in rows
     ]
     worst = max(rows, key=least.__getitem__)
     if least[worst] > order.capacity:

@@ -65,7 +65,8 @@ def rehearse(program: Program, device: Device, *, capacity: int | None = None, c
     except OutOfMemory as error:
         failed, missing = now, error.size
     return Rehearsal(
-        allocated=max((a for a, _ in peaks.values()), default=0), reserved=max((r for _, r in peaks.values()), default=0),
+        allocated=max((a for a, _ in peaks.values()), default=0),
+        reserved=max((r for _, r in peaks.values()), default=0),
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip

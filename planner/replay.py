@@ -10,15 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from planner.dispatch import nbytes, tensors
+from planner.dispatch import nbytes
+from planner.metas import tensors
 from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
-
 
 OUTSIDE = 10**9
 """From here on a shape's source is a table the module keeps, on nobody's account."""
@@ -73,17 +73,24 @@ class Replay:
         def blended(a: torch.Tensor, b: torch.Tensor, extent: int) -> torch.Tensor:
             rounds = min(a.shape[dimension], b.shape[dimension], extent)
             if self._recorder.depth == 0 or rounds < 1:
-                return real(a, b, extent)
+                return cast(torch.Tensor, real(a, b, extent))
             self._recorder.enter("", method)
             row = self._run(owner, real, f"{method}.round", "", False, (a, b, 1), {})
             self._recorder.again(rounds - 1)
             self._recorder.leave()
-            return row
+            return cast(torch.Tensor, row)
 
         setattr(owner, method, blended)
 
     def _run(
-        self, owner: torch.nn.Module, real: Callable[..., Any], name: str, module: str, buffers: bool, args: Any, kwargs: Any
+        self,
+        owner: torch.nn.Module,
+        real: Callable[..., Any],
+        name: str,
+        module: str,
+        buffers: bool,
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
@@ -97,15 +104,20 @@ class Replay:
         out = real(*args, **kwargs)
         given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
         done = self._recorder.leave()
-        if key is not None and done is not None and not (_mutable(args, kwargs) and key != self._key(owner, name, args, kwargs)):
+        if (
+            key is not None
+            and done is not None
+            and not (_mutable(args, kwargs) and key != self._key(owner, name, args, kwargs))
+        ):
             self._remember(key, done, out, given)
         return out
 
     def _shapes(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:
-            return mapped((list(args), kwargs), lambda tensor: shape_of(tensor, OUTSIDE))
+            given, named = mapped((list(args), kwargs), lambda tensor: shape_of(tensor, OUTSIDE))
         except Opaque:
             return None, None
+        return given, named
 
     def _key(self, owner: torch.nn.Module, name: str, args: Any, kwargs: Any) -> Hashable | None:
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
 import torch
 
 from planner.ghost import Ghost
@@ -18,8 +21,11 @@ class Settings:
     """Brings one ghost from variant to variant; each starts from the ghost as it was made."""
 
     def __init__(self, ghost: Ghost) -> None:
-        self._tables = [
-            (table, dict(table)) for _, m in ghost.modules() for part in m.modules() for table in (part._parameters, part._buffers)
+        self._tables: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = [
+            (table, dict(table))
+            for _, m in ghost.modules()
+            for part in m.modules()
+            for table in (part._parameters, part._buffers)
         ]
         self._flags = [
             (module, name, getattr(module, name))
@@ -47,4 +53,5 @@ class Settings:
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
     wanted = {id(tensor) for tensor in cast_by_loading(module, dtype)}
-    module._apply(lambda tensor: tensor.to(dtype) if id(tensor) in wanted else tensor)
+    recast: Callable[..., torch.nn.Module] = module._apply
+    recast(lambda tensor: tensor.to(dtype) if id(tensor) in wanted else tensor)

@@ -24,7 +24,10 @@ class Opaque(Exception):
 def fingerprint(module: torch.nn.Module, known: dict[int, Hashable]) -> Hashable:
     """Equal for modules that do the same to tensors of the same shapes; `known` remembers earlier answers by id."""
     if id(module) not in known:
-        weights = tuple((name, None if t is None else _shape(t)) for name, t in (*module._parameters.items(), *module._buffers.items()))
+        weights = tuple(
+            (name, None if t is None else _shape(t))
+            for name, t in (*module._parameters.items(), *module._buffers.items())
+        )
         plain = tuple((name, _trait(value)) for name, value in vars(module).items() if _tells(name))
         children = tuple((name, child and fingerprint(child, known)) for name, child in module._modules.items())
         known[id(module)] = _interned((type(module), weights, plain, children), known)
@@ -33,11 +36,24 @@ def fingerprint(module: torch.nn.Module, known: dict[int, Hashable]) -> Hashable
 
 def _interned(value: Hashable, known: dict[Any, Any]) -> Hashable:
     """A small number for a large tuple, so that parents compare in one step."""
-    return known.setdefault(("fingerprint", value), ("module", len(known)))
+    number: Hashable = known.setdefault(("fingerprint", value), ("module", len(known)))
+    return number
 
 
 def _tells(name: str) -> bool:
-    return name not in IGNORED and not name.startswith(("_parameters", "_buffers", "_modules", "_non_persistent", "_backward", "_forward", "_state_dict", "_load_state", "_is_full"))
+    return name not in IGNORED and not name.startswith(
+        (
+            "_parameters",
+            "_buffers",
+            "_modules",
+            "_non_persistent",
+            "_backward",
+            "_forward",
+            "_state_dict",
+            "_load_state",
+            "_is_full",
+        )
+    )
 
 
 def _shape(tensor: torch.Tensor) -> Hashable:
@@ -61,9 +77,9 @@ def _trait(value: Any) -> Hashable:
 def signature(value: Any) -> Hashable:
     """Equal for arguments that differ in nothing but the numbers inside tensors.  Raises Opaque."""
     if isinstance(value, torch.Tensor):
-        return (*_shape(value), value.storage_offset()) if isinstance(value, FakeTensor) else _shape(value)
+        return (_shape(value), value.storage_offset() if isinstance(value, FakeTensor) else 0)
     if isinstance(value, SCALARS):
-        return value
+        return (type(value), value)
     if isinstance(value, (tuple, list)):
         return (type(value).__name__, *map(signature, value))
     if isinstance(value, dict):
@@ -94,7 +110,7 @@ def shape_of(tensor: torch.Tensor, source: int) -> Shape:
         with torch.utils._python_dispatch._disable_current_modes():  # the copy is the tracer's, not the pipeline's
             real = tensor.detach().clone()
     return Shape(
-        source=source, size=tuple(tensor.shape), stride=tensor.stride(), offset=tensor.storage_offset(),
+        source=source, size=tuple(tensor.shape), stride=tensor.stride(), offset=int(tensor.storage_offset()),
         dtype=tensor.dtype, nbytes=tensor.untyped_storage().nbytes(), real=real,
     )  # fmt: skip
 
@@ -125,7 +141,9 @@ class _Output:
 def made_anew(shape: Shape, bases: dict[int, torch.Tensor], mode: FakeTensorMode) -> torch.Tensor:
     """A ghost (or a real copy) that lies like `shape` in a storage shared with its siblings through `bases`."""
     if shape.real is not None:
-        return bases.setdefault(shape.source, shape.real.clone())
+        copy = shape.real.clone()
+        bases.setdefault(shape.source, copy)
+        return copy
     with mode:
         if shape.source not in bases:
             whole = shape.nbytes == prod(shape.size) * shape.dtype.itemsize and shape.offset == 0

@@ -100,7 +100,8 @@ def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
 
 def _event(row: list[Any]) -> Event:
     kind, *given = row
-    return EVENTS[kind](*given) if kind in FLAT else EVENTS[kind](*map(_frozen, given))
+    event: Event = EVENTS[kind](*given) if kind in FLAT else EVENTS[kind](*map(_frozen, given))
+    return event
 
 
 def _component(data: dict[str, Any]) -> Component:

@@ -1,4 +1,7 @@
-"""Strides as torch's C++ computes them; fake tensors differ for dimensions of size one, and cuDNN's layout hangs on it."""
+"""Strides as torch's C++ computes them.
+
+Fake tensors differ for dimensions of size one, and the layout cuDNN chooses hangs on it.
+"""
 
 from __future__ import annotations
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
-from planner.metas import tensors
-from planner.signature import made_anew, mapped
 from planner.errors import BadRequest, TraceFailed
 from planner.ghost import Ghost
+from planner.metas import tensors
 from planner.program import Call, Cast, Component, Program, Variant
 from planner.recorder import Recorder
 from planner.replay import Replay
-from typing import TYPE_CHECKING
+from planner.signature import made_anew, mapped
+
 if TYPE_CHECKING:
     from planner.request import Request
 
@@ -90,7 +90,11 @@ class Tracer:
         self._recorder.ignore(tensors((args, kwargs)))
         self._recorder.enter("", call.module)
         try:
-            with torch.no_grad(), Functions(self._recorder, self._ghost.mode), Dispatch(self._recorder, self._ghost.mode):
+            with (
+                torch.no_grad(),
+                Functions(self._recorder, self._ghost.mode),
+                Dispatch(self._recorder, self._ghost.mode),
+            ):
                 out = getattr(owner, method or "forward")(*args, **kwargs)
             events = self._recorder.drop()
         finally:
@@ -113,7 +117,15 @@ class Tracer:
             with torch.no_grad(), Functions(recorder, self._ghost.mode), Dispatch(recorder, self._ghost.mode):
                 out = self._ghost.pipe(**call_arguments(self._ghost.pipe, request, variant))
             done = recorder.leave()
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, KeyError, IndexError) as error:
+        except (
+            ValueError,
+            TypeError,
+            RuntimeError,
+            NotImplementedError,
+            AttributeError,
+            KeyError,
+            IndexError,
+        ) as error:
             raise TraceFailed(f"{type(self._ghost.pipe).__name__} refused the request: {error}") from error
         finally:
             recorder.abandon()
@@ -169,10 +181,12 @@ class _Applier:
         self._tracer, self._component, self._root, self._part = tracer, component, root, part
 
     def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
-        before, done = weights_of(self._root), {}
+        before = weights_of(self._root)
+        done: dict[int, torch.Tensor] = {}
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             for module in self._part.modules() if recurse else (self._part,):
-                for table in (module._parameters, module._buffers):
+                tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+                for table in tables:
                     for name, tensor in table.items():
                         if tensor is not None:
                             table[name] = _once(tensor, change, done)
@@ -181,7 +195,9 @@ class _Applier:
         return self._part
 
 
-def _once(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], done: dict[int, torch.Tensor]) -> torch.Tensor:
+def _once(
+    tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], done: dict[int, torch.Tensor]
+) -> torch.Tensor:
     if id(tensor) not in done:
         changed = change(tensor)
         is_weight = isinstance(tensor, torch.nn.Parameter)
@@ -268,7 +284,9 @@ def _has_backend(module: torch.nn.Module) -> bool:
 
 def _factor(name: str, pipe: Any) -> int:
     factors = ("vae_scale_factor_spatial", "vae_scale_factor")
-    return next((getattr(pipe, f) for f in factors if isinstance(getattr(pipe, f, None), int)), 8) if "vae" in name else 1
+    return (
+        next((getattr(pipe, f) for f in factors if isinstance(getattr(pipe, f, None), int)), 8) if "vae" in name else 1
+    )
 
 
 def offloads_buffers(module: torch.nn.Module) -> bool:

@@ -37,7 +37,7 @@ def convolution(conv: Conv, compute_capability: tuple[int, int]) -> int:
 
 
 def _columns(conv: Conv) -> int:
-    """torch's im2col, one image at a time, where cuDNN has no kernels."""
+    """Torch's im2col, one image at a time, where cuDNN has no kernels."""
     return prod(conv.weight[2:]) * conv.input[1] * prod(conv.output[2:])
 
 

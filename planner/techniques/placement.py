@@ -13,7 +13,11 @@ from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, parts, remember, tensors, undone_on_error
 
-CALLS = {"resident": 'pipe.to("cuda")', "model": "pipe.enable_model_cpu_offload()", "sequential": "pipe.enable_sequential_cpu_offload()"}
+CALLS = {
+    "resident": 'pipe.to("cuda")',
+    "model": "pipe.enable_model_cpu_offload()",
+    "sequential": "pipe.enable_sequential_cpu_offload()",
+}
 REWRITES = {"resident": resident, "model": model_offload, "sequential": sequential_offload}
 STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id")
 """What diffusers' offloading leaves on a pipeline."""
@@ -31,7 +35,8 @@ class Placement:
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = tuple(value for value in CALLS if value != "model" or any(program.chain))
         return tuple(
-            Option(technique=self.name, value=value, neutral=value == "resident", calls=(CALLS[value],)) for value in able
+            Option(technique=self.name, value=value, neutral=value == "resident", calls=(CALLS[value],))
+            for value in able
         )
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
