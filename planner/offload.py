@@ -49,6 +49,6 @@ def sequential_offload(program: Program) -> Program:
     """`enable_sequential_cpu_offload`: each module's own weights are there while it runs.  Excluded components stay."""
     excluded = program.excluded
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
-    course = streamed(program.recordings[program.course], len(program.recordings), excluded)
+    course = streamed(program.recordings[program.course], excluded)
     events = tuple(e for e in course if not isinstance(e, Cast) or e.component in excluded)
     return replace(program, family=f"{program.family}/sequential").with_course(stay + events)

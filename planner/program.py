@@ -153,16 +153,20 @@ class Recording:
     events: tuple[Event, ...]
 
 
-def streamed(recording: Recording, shift: int, stay: frozenset[str] = frozenset()) -> tuple[Event, ...]:
+STREAMED = 2**32
+"""Added to a recording's index: the same body with its weights streamed."""
+
+
+def streamed(recording: Recording, stay: frozenset[str] = frozenset()) -> tuple[Event, ...]:
     """The body under accelerate's hooks: a module's own weights arrive before it and are dropped after it.
 
-    It calls bodies `shift` further on, but not for the components that `stay`.
+    So are the bodies it calls, but for the components that `stay`.
     """
     events: list[Event] = [Load("", recording.own), Empty()] if recording.own else []
     inlined: list[bool] = []
     for event in recording.events:
         if isinstance(event, Call) and event.module.partition(".")[0] not in stay:
-            events.append(event._replace(recording=event.recording + shift))
+            events.append(event._replace(recording=event.recording + STREAMED))
         else:
             events.append(event)
         if isinstance(event, Enter):
@@ -237,9 +241,8 @@ class Program:
         raise KeyError(name)
 
     def body(self, index: int) -> tuple[Event, ...]:
-        """The events of a body; indices from `len(recordings)` on mean the same bodies with their weights streamed."""
-        count = len(self.recordings)
-        return self.recordings[index].events if index < count else streamed(self.recordings[index - count], count)
+        """The events of a body; from `STREAMED` on, those of the body that streams its weights."""
+        return self.recordings[index].events if index < STREAMED else streamed(self.recordings[index - STREAMED])
 
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""

@@ -11,6 +11,7 @@ from techniques.programs import device
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
 from planner.program import (
+    STREAMED,
     Alloc,
     Call,
     Cast,
@@ -222,7 +223,7 @@ def _written_out(program: Program) -> list[tuple[str, str]]:
             if isinstance(event, Call):
                 follow(event.recording)
             else:
-                found.append((program.recordings[recording % len(program.recordings)].name, repr(event)))
+                found.append((program.recordings[recording % STREAMED].name, repr(event)))
 
     follow(program.course)
     return found
