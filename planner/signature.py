@@ -56,7 +56,7 @@ def _tells(name: str) -> bool:
     )
 
 
-def _shape(tensor: torch.Tensor) -> Hashable:
+def _shape(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     return (tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, FakeTensor))
 
 
