@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def plan(
     `Request`.  Raises BadRequest, TraceFailed or Infeasible.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
-    card = device or probe.probe_one()
+    card = device or _card(model)
     budget = asked.budget.resolve(card)
     name, source, asked, dtype = _source(model, asked, components)
     programs = Programs(source, asked, cache or cache_folder())
@@ -71,6 +72,16 @@ def plan(
         raise reasons.infeasible(nothing, chooser, order) from nothing
     finally:
         programs.keep()
+
+
+def _card(model: Any) -> Device:
+    """The card of this machine that a run would use; what this process holds of it already is free to the plan."""
+    torch = sys.modules.get("torch")
+    if isinstance(model, (str, Path, PipelineProfile)) or torch is None or not torch.cuda.is_initialized():
+        return probe.probe_one()
+    card = probe.probe_one(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+    held = torch.cuda.memory_reserved() + card.context
+    return replace(card, free=min(card.free + held, card.total))
 
 
 def cache_folder() -> Path:

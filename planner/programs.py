@@ -83,6 +83,12 @@ class Programs:
             self._fresh = True
         return self._known[variant]
 
+    def resized(self, request: Request) -> Programs:
+        """The programs of another request on the same ghost; they are not kept."""
+        other = Programs(self._source, request, None)
+        other._tracer = self._tracer = self._tracer or self._made_tracer()
+        return other
+
     def keep(self) -> None:
         """Write what was recorded to disk, where programs are kept at all."""
         if self._fresh and self._folder and self._key:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from planner.choose import Choice, Chooser, NothingFits, Priced, Scene, described
 from planner.cost import Phase
 from planner.device import Device
+from planner.errors import TraceFailed
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.rehearsal import Rehearsal
 from planner.request import Request
 from planner.solve import Alternative, alternatives
 from planner.units import format_bytes, format_seconds
 
+SHARES = 16
+"""Steps between nothing and the size asked for, when the largest that fits is looked for."""
+EDGE = 64
+"""Pixels by which edges are shortened: a multiple of every shipped pipeline's own step."""
 SHOWN = 12
 """Rejections a plan lists at most; nearer ones first."""
 
@@ -67,8 +73,32 @@ def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasib
         return Infeasible(leanest=plan, phase="host memory", over=evidence.host, smallest_budget=order.budget)
     return Infeasible(
         leanest=plan, phase=nothing.phase, over=max(evidence.over, enough - order.capacity, 0),
-        smallest_budget=enough + order.device.context,
+        smallest_budget=enough + order.device.context, largest_size=_largest_size(nothing.leanest, chooser, order),
     )  # fmt: skip
+
+
+def _largest_size(leanest: Priced, chooser: Chooser, order: Order) -> str:
+    """The largest image of the same shape that the leanest candidate makes within the limits; empty where none does."""
+    height, width = order.request.height, order.request.width
+    if height is None or width is None:
+        return ""
+
+    def fits(share: int) -> bool:
+        smaller = chooser.resized(*_scaled(height, width, share))
+        return not smaller.rehearse(smaller.price(leanest.candidate), order.capacity).failed
+
+    try:
+        shares = range(1, SHARES)
+        best = bisect_left(shares, 1, key=lambda share: not fits(share))
+    except TraceFailed:  # sizes between are not all sizes the pipeline takes
+        return ""
+    return "{1}×{0}".format(*_scaled(height, width, best)) if best else ""
+
+
+def _scaled(height: int, width: int, share: int) -> tuple[int, int]:
+    """That many parts of both edges, in steps that every autoencoder takes."""
+    short, long = (max(edge * share // SHARES // EDGE, 1) * EDGE for edge in (height, width))
+    return short, long
 
 
 def smallest_capacity(priced: Priced, chooser: Chooser, least: int) -> int:
