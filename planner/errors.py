@@ -6,8 +6,11 @@
     │   ├── UnknownModel    neither a shipped profile nor a readable folder
     │   └── UnknownDevice   no card profile of that name, no driver
     ├── TraceFailed         the pipeline's own code refused the request while it was recorded: exit code 2
-    ├── Infeasible          no combination fits; carries what would: exit code 3
+    ├── Infeasible          no combination fits; carries what would: exit code 3 (planner.plan)
+    ├── OutOfMemory         the allocator's replay cannot meet a request; ends a rehearsal (planner.allocator)
     └── ApplyFailed         a live pipeline could not be configured; everything done was undone
+
+Two carry values of later rooms as evidence and live beside those values, in the modules named.
 
 Each message says what was asked, the number that is in the way, and what to do.
 """

@@ -21,7 +21,7 @@ def available_host_ram(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -
 
     `cgroups` is where control groups are mounted, `membership` the file that names those of this process.
     """
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     rooms = [_room(group) for group in _groups(cgroups, membership)]
     return max(0, min([int(psutil.virtual_memory().available), *(room for room in rooms if room is not None)]))
