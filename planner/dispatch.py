@@ -97,7 +97,7 @@ class Functions(TorchFunctionMode):
         if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
             return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
         if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
-            return torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+            return _on_host(args[0])
         return func(*args, **kwargs)
 
     def _attend(
@@ -189,3 +189,10 @@ def _counted(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _zero(dtype: torch.dtype) -> bool | int | float:
     return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that is on nobody's account, and in the precision pipelines ask of it next, so that none is made."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        zero = torch.zeros((), dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        return zero.expand(tensor.shape)
