@@ -30,10 +30,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A body that ended: its recording and, for each survivor, local number and serial."""
+    """A body that ended: its recording, for each survivor local number and serial, and what its caller noted of it."""
 
-    recording: int
+    recording: int | None
+    """None where the body had to be written into its caller."""
     kept: tuple[tuple[int, int], ...]
+    noted: tuple[Event, ...]
 
 
 class Recorder:
@@ -57,21 +59,23 @@ class Recorder:
         """Begin a body."""
         self._frames.append(Frame(module=module, name=name, own=own))
 
-    def leave(self) -> Done | None:
-        """End the innermost body; None where it had to be written into its caller."""
+    def leave(self) -> Done:
+        """End the innermost body."""
         frame = self._frames.pop()
         caller = self._frames[-1] if self._frames else None
         if frame.inlined and caller:
-            caller.events += [Enter(frame.module, frame.own), *frame.events, Exit()]
+            noted: tuple[Event, ...] = (Enter(frame.module, frame.own), *frame.events, Exit())
+            caller.events += noted
             caller.born |= frame.born
-            return None
+            return Done(recording=None, kept=(), noted=noted)
         events, local = _renumbered(frame.events)
         index = self.keep(Recording(name=frame.name, own=frame.own, events=events))
-        done = Done(recording=index, kept=tuple((local[serial], serial) for serial in sorted(frame.born)))
+        kept = tuple((local[serial], serial) for serial in sorted(frame.born))
+        call = Call(index, frame.module, kept)
         if caller:
-            caller.events.append(Call(index, frame.module, done.kept))
+            caller.events.append(call)
             caller.born |= frame.born
-        return done
+        return Done(recording=index, kept=kept, noted=(call,))
 
     def keep(self, recording: Recording) -> int:
         """The index of a recording, which is added where there is no equal one."""
@@ -98,6 +102,36 @@ class Recorder:
         """Note another call of a recorded body; `outputs` are fresh storages for its survivors."""
         kept = tuple((local, self._watch(storage)) for local, storage in sorted(outputs.items()))
         self._frames[-1].events.append(Call(recording, module, kept))
+
+    def repeat(
+        self,
+        events: Iterable[Event],
+        freed: dict[int, torch.UntypedStorage],
+        made: dict[int, torch.UntypedStorage],
+    ) -> None:
+        """Note events of an earlier body again, under serials of their own.
+
+        `freed` and `made` give, for serials of that time, the storages that end now and those that live on.
+        """
+        now: dict[int, int] = {}
+        for serial, storage in freed.items():
+            now[serial], _ = self._watched.pop(storage._cdata)
+
+        def birth(serial: int) -> int:
+            now[serial] = self._watch(made[serial]) if serial in made else self._fresh()
+            return now[serial]
+
+        for event in events:
+            match event:
+                case Alloc(serial, size):
+                    self._frames[-1].events.append(Alloc(birth(serial), size))
+                case Free(serial):
+                    self._note_end(now[serial])
+                case Call(recording, module, kept):
+                    again = tuple((inner, birth(serial)) for inner, serial in kept)
+                    self._frames[-1].events.append(Call(recording, module, again))
+                case _:
+                    self._frames[-1].events.append(event)
 
     def again(self, times: int) -> None:
         """Note the last call of a body that leaves nothing so many times more."""
@@ -130,9 +164,14 @@ class Recorder:
         self._frames[-1].events.append(Cast(component, weights))
 
     def _watch(self, storage: torch.UntypedStorage) -> int:
-        key, serial = storage._cdata, self._serial
+        serial = self._fresh()
+        self._watched[storage._cdata] = (serial, self._farewell(storage))
+        return serial
+
+    def _fresh(self) -> int:
+        """The next serial, of a buffer born in the innermost body."""
+        serial = self._serial
         self._serial += 1
-        self._watched[key] = (serial, self._farewell(storage))
         self._frames[-1].born.add(serial)
         return serial
 
@@ -143,8 +182,10 @@ class Recorder:
 
     def _died(self, key: int) -> None:
         serial, _ = self._watched.pop(key, (-1, None))
-        if serial < 0 or not self._frames:
-            return
+        if serial >= 0 and self._frames:
+            self._note_end(serial)
+
+    def _note_end(self, serial: int) -> None:
         self._frames[-1].events.append(Free(serial))
         for frame in reversed(self._frames):
             if serial in frame.born:

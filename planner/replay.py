@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner.dispatch import nbytes
+from planner.effects import Effect, effect_of, repeat
 from planner.metas import tensors
 from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
@@ -38,7 +39,7 @@ class Replay:
     def __init__(self, recorder: Recorder, mode: FakeTensorMode) -> None:
         self._recorder = recorder
         self._mode = mode
-        self._memories: dict[Hashable, Memory] = {}
+        self._memories: dict[Hashable, Memory | Effect] = {}
         self._fingerprints: dict[int, Hashable] = {}
         self.asked: dict[str, list[tuple[Any, Any]]] = {}
         """Arguments of the component calls of the trace under way, in order, as shapes."""
@@ -98,17 +99,23 @@ class Replay:
             self.asked.setdefault(module, []).append(self._shapes(args, kwargs))
         key = self._key(owner, name, args, kwargs)
         if key is not None and (memory := self._memories.get(key)) is not None:
+            if isinstance(memory, Effect):
+                return repeat(memory, self._recorder, (list(args), kwargs), self._mode)
             return self._again(memory, module, args, kwargs)
+        before = [self._recorder.serial_of(t.untyped_storage()) for t in tensors((args, kwargs))]
         own = own_weights(owner, buffers=buffers) if name == type(owner).__name__ else ()
         self._recorder.enter(module, name, own)
         out = real(*args, **kwargs)
         given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
         done = self._recorder.leave()
-        if (
-            key is not None
-            and done is not None
-            and not (_mutable(args, kwargs) and key != self._key(owner, name, args, kwargs))
-        ):
+        if key is None:
+            return out
+        changed = _mutable(args, kwargs) and key != self._key(owner, name, args, kwargs)
+        if changed or done.recording is None:
+            effect = effect_of(self._recorder, done.noted, before, (list(args), kwargs), out)
+            if effect is not None:
+                self._memories[key] = effect
+        else:
             self._remember(key, done, out, given)
         return out
 
@@ -144,7 +151,7 @@ class Replay:
             outputs = mapped(out, describe)
         except Opaque:
             return
-        if set(numbers.values()) <= used:
+        if done.recording is not None and set(numbers.values()) <= used:
             self._memories[key] = Memory(recording=done.recording, outputs=outputs)
 
     def _again(self, memory: Memory, module: str, args: Any, kwargs: Any) -> Any:

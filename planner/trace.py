@@ -131,7 +131,7 @@ class Tracer:
             recorder.abandon()
         del out
         self._asked[request, variant] = self._replay.asked
-        assert done is not None, "the outermost body has no caller to be written into"
+        assert done.recording is not None, "the outermost body has no caller to be written into"
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
             variant=variant,

@@ -16,29 +16,15 @@ HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "units", "device", "request", "host", "hub", "profiles", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature"),
-    *("recorder", "dispatch", "replay", "trace", "offload", "techniques", "settings", "programs"),
+    *("recorder", "dispatch", "effects", "replay", "trace", "offload", "techniques", "settings", "programs"),
     *("blocks", "allocator", "workspace", "attention", "pace", "cost", "rehearsal"),
-    *(
-        "solve",
-        "choose",
-        "plan",
-        "reasons",
-        "apply",
-        "snapshot",
-        "snippet",
-        "explain",
-        "tables",
-        "auto",
-        "cli",
-        "__main__",
-    ),
+    *("solve", "choose", "plan", "reasons", "apply", "snapshot"),
+    *("snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""
 DOORS = {("plan", "apply"), ("plan", "explain")}
 """`plan.apply(pipe)` and `plan.explain()` open later rooms, and only when called."""
-RECORDING = {
-    *("blueprint", "ghost", "metas", "signature", "recorder", "dispatch", "replay", "trace", "settings"),
-}
+RECORDING = {"blueprint", "ghost", "metas", "signature", "recorder", "dispatch", "replay", "trace", "settings"}
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "pynvml", "numpy"}
 

@@ -103,7 +103,7 @@ def test_a_body_that_frees_what_is_not_its_own_is_written_into_its_caller() -> N
     recorder.enter("block", "Block", (4,))
     fresh = born(recorder, 20)
     cache[0] = fresh
-    assert recorder.leave() is None
+    assert recorder.leave().recording is None
     del fresh, cache
     expected = told(Alloc(0, 10), Enter("block", (4,)), Alloc(1, 20), Free(0), Exit(), Free(1))
     assert ended(recorder) == expected
@@ -115,8 +115,8 @@ def test_every_body_between_birth_and_death_is_written_out() -> None:
     recorder.enter("outer", "Outer")
     recorder.enter("inner", "Inner")
     cache.clear()
-    assert recorder.leave() is None
-    assert recorder.leave() is None
+    assert recorder.leave().recording is None
+    assert recorder.leave().recording is None
     assert ended(recorder) == told(Alloc(0, 10), Enter("outer", ()), Enter("inner", ()), Free(0), Exit(), Exit())
 
 
@@ -129,7 +129,7 @@ def test_what_a_callee_frees_of_its_neighbour_is_the_callers_business() -> None:
     recorder.leave()
     recorder.enter("second", "Second")
     cache.clear()
-    assert recorder.leave() is None
+    assert recorder.leave().recording is None
     assert ended(recorder) == told(Call(0, "first", ((0, 0),)), Enter("second", ()), Free(0), Exit())
 
 
