@@ -205,7 +205,7 @@ class Meter:
                 size = self._loaded[key].pop()
                 self.weights -= size
                 self.seconds += self._pace.load(size, 0, whole=True) if copied else 0.0
-            case Cast(component, sizes):
+            case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host
                 self.weights -= self._loaded[component].pop()
                 self._load(component, sizes)
 

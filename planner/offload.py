@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.program import Call, Cast, Drop, Empty, Enter, Event, Load, Program, streamed
+from planner.program import Call, Cast, Drop, Empty, Enter, Event, Exit, Load, Program, streamed
 
 
 def resident(program: Program) -> Program:
@@ -38,9 +38,9 @@ def _moved(program: Program) -> Iterator[Event]:
                 here.discard(before[name])
                 yield Drop(before[name], copied=True)
                 yield Empty()
-            if name not in here:
+            if name not in here:  # arriving is part of the phase that begins
                 here.add(name)
-                yield Load(name, weights[name])
+                yield from (Enter(event.module, ()), Load(name, weights[name]), Exit())
         yield event
     yield from (Drop(name, copied=True) for name in weights if name in here and name not in program.excluded)
 

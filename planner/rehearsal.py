@@ -103,7 +103,7 @@ class _Stage:
                 scene.weights.setdefault(key, []).append([self.allocator.malloc(size) for size in sizes])
             case Drop(key):
                 self._release(scene.weights[key].pop())
-            case Cast(component, sizes):
+            case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
                 self.allocator.empty_cache()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
+TOKEN = re.compile(r"<[^<>\s]*>|\w+|[^\w\s]|\n")
 MARK = 2
 """Tokens a tokenizer adds around a text."""
 
 
 class TokenizerStandIn:
-    """Returns zeros in the shape a real tokenizer would return; a token is a word."""
+    """Returns zeros in the shape a real tokenizer would return; a token is a word, a sign or a `<mark>`."""
 
     padding_side = "right"
     pad_token_id = bos_token_id = eos_token_id = unk_token_id = 0
@@ -22,12 +24,12 @@ class TokenizerStandIn:
         self.tokenizer = self
 
     def tokenize(self, text: str, **_: object) -> list[str]:
-        """The words of `text`."""
-        return text.split()
+        """The tokens of `text`."""
+        return TOKEN.findall(text)
 
     def encode(self, text: str, **_: object) -> list[int]:
         """One zero a token."""
-        return [0] * (len(text.split()) + MARK)
+        return [0] * (len(TOKEN.findall(text)) + MARK)
 
     def __call__(
         self,
