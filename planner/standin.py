@@ -53,9 +53,10 @@ class TokenizerStandIn:
             row[width - count if self.padding_side == "left" else 0 :][:count] = 1
         if return_tensors:
             return BatchEncoding({"input_ids": torch.zeros_like(mask), "attention_mask": mask})
-        lists = [[0] * width for _ in rows], mask.tolist()
-        ids, masks = (rows[0] for rows in lists) if isinstance(text, str) else lists
-        return BatchEncoding({"input_ids": ids, "attention_mask": masks})
+        masks = mask.tolist() if padding else [[1] * count for count in counts]
+        ids = [[0] * len(row) for row in masks]
+        one = isinstance(text, str)
+        return BatchEncoding({"input_ids": ids[0] if one else ids, "attention_mask": masks[0] if one else masks})
 
     def apply_chat_template(self, messages: Any, tokenize: bool = True, **options: Any) -> Any:
         """The messages' words, as ids or as text."""
