@@ -1,0 +1,151 @@
+"""Blueprints: real pipelines without bytes; and the stand-in beside a real tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from techniques import tiny
+
+from planner import blueprint, profiles
+from planner.errors import BadRequest, TraceFailed
+from planner.profiles import PipelineProfile
+from planner.standin import TokenizerStandIn
+
+
+def components(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def changed(profile: PipelineProfile, name: str, **changes: Any) -> PipelineProfile:
+    """The profile with one component otherwise."""
+    parts = tuple(replace(p, **changes) if p.name == name else p for p in profile.components)
+    return replace(profile, components=parts)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux1-schnell"])
+def test_parameters_are_as_many_as_published_and_take_no_bytes(name: str) -> None:
+    profile = profiles.find(name)
+    pipe = blueprint.build(profile, None)
+    assert type(pipe).__name__ == profile.pipeline
+    published = {part.name: part.parameters for part in profile.components if part.parameters and not part.optional}
+    counted = {n: sum(p.numel() for p in module.parameters()) for n, module in components(pipe).items()}
+    assert counted == published
+    for part, module in components(pipe).items():
+        assert all(t.is_meta for t in module.parameters()), part
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_have_the_type_that_loading_gives_them(dtype: str) -> None:
+    pipe = blueprint.build(profiles.find("sd15"), dtype)
+    wanted = getattr(torch, dtype)
+    for module in components(pipe).values():
+        assert {p.dtype for p in module.parameters()} == {wanted}
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("float16", True), ("bfloat16", False)])
+def test_t5_keeps_its_last_projections_in_single_precision_beside_float16_alone(dtype: str, kept: bool) -> None:
+    profile = profiles.find("flux1-schnell")
+    (part,) = (p for p in profile.components if p.name == "text_encoder_2")
+    import transformers
+
+    config = {**part.config, "num_layers": 1}
+    module = blueprint.module_of(transformers.T5EncoderModel, replace(part, config=config), getattr(torch, dtype))
+    single = {name for name, p in module.named_parameters() if p.dtype == torch.float32}
+    assert single == ({n for n, _ in module.named_parameters() if ".wo." in n} if kept else set())
+    assert module.shared.weight is module.encoder.embed_tokens.weight
+
+
+def test_the_default_dtype_of_the_process_stays() -> None:
+    before = torch.get_default_dtype()
+    blueprint.build(profiles.find("sd15"), "float16")
+    assert torch.get_default_dtype() is before
+
+
+def test_tokenizers_are_stand_ins_of_the_real_length_and_optional_parts_are_left_out() -> None:
+    pipe = blueprint.build(profiles.find("sd15"), None)
+    assert isinstance(pipe.tokenizer, TokenizerStandIn)
+    assert pipe.tokenizer.model_max_length == 77
+    assert pipe.safety_checker is None
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+
+
+def test_a_class_nobody_has_is_named_with_what_to_do() -> None:
+    profile = changed(profiles.find("sd15"), "unet", kind="UNet9DModel")
+    with pytest.raises(BadRequest, match=r"diffusers\.UNet9DModel is not in diffusers .* upgrade them"):
+        blueprint.build(profile, None)
+    with pytest.raises(BadRequest, match="NoPipeline"):
+        blueprint.build(replace(profile, pipeline="NoPipeline"), None)
+
+
+def test_a_configuration_its_class_refuses_is_named() -> None:
+    profile = profiles.find("sd15")
+    (unet,) = (part for part in profile.components if part.name == "unet")
+    bad = changed(profile, "unet", config={**unet.config, "down_block_types": ["NoBlock"] * 4})
+    with pytest.raises(BadRequest, match="unet does not make a UNet2DConditionModel"):
+        blueprint.build(bad, None)
+
+
+def test_a_pipeline_that_cannot_be_put_together_says_so() -> None:
+    profile = replace(profiles.find("sd15"), settings={"no_such_setting": 1})
+    with pytest.raises(TraceFailed, match="StableDiffusionPipeline cannot be built from sd15"):
+        blueprint.build(profile, None)
+
+
+CALLS: list[dict[str, Any]] = [
+    {"padding": "max_length", "truncation": True, "max_length": 16, "return_tensors": "pt"},
+    {"padding": "max_length", "truncation": True, "return_tensors": "pt"},
+    {"padding": "max_length", "max_length": 8, "truncation": True},
+    {"padding": "longest", "return_tensors": "pt"},
+    {"padding": True, "truncation": True, "max_length": 4, "return_tensors": "pt"},
+    {"truncation": True, "max_length": 4},
+    {},
+]
+
+
+@pytest.mark.parametrize("options", CALLS, ids=str)
+@pytest.mark.parametrize("text", ["a b c", ["a b c"], ["a", "b c d"], [""]], ids=repr)
+def test_the_stand_in_answers_in_the_shapes_of_a_real_tokenizer(
+    text: str | list[str], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The real one knows letters, and each word is one."""
+    real, mine = tiny.tokenizer(tmp_path), TokenizerStandIn(16)
+    expected, given = real(text, **options), mine(text, **options)
+    assert shape(given.input_ids) == shape(expected.input_ids)
+    assert listed(given.attention_mask) == listed(expected.attention_mask)
+    assert listed(given["input_ids"]) == listed(given.input_ids)
+
+
+def listed(rows: Any) -> Any:
+    return rows.tolist() if isinstance(rows, torch.Tensor) else rows
+
+
+def shape(rows: Any) -> Any:
+    if isinstance(rows, torch.Tensor):
+        return tuple(rows.shape), rows.dtype
+    return [shape(row) for row in rows] if rows and isinstance(rows[0], list) else len(rows)
+
+
+def test_the_stand_in_tokenizes_and_templates() -> None:
+    tokenizer = TokenizerStandIn(0)
+    assert tokenizer.model_max_length == 512
+    assert tokenizer.tokenize("one two") == ["one", "two"]
+    assert len(tokenizer.encode("one two")) == 4
+    messages = [{"role": "user", "content": [{"type": "text", "text": "one two three"}]}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text.endswith("one two three")
+    ids = tokenizer.apply_chat_template([messages, messages], return_tensors="pt")
+    assert ids.input_ids.shape == (2, len(text.split()) + 2)
+    assert tokenizer.batch_decode([[0], [0]]) == ["", ""]
+
+
+def test_the_stand_in_pads_on_the_side_it_is_told_to() -> None:
+    tokenizer = TokenizerStandIn(8)
+    tokenizer.padding_side = "left"
+    mask = tokenizer(["a b"], padding="max_length", return_tensors="pt").attention_mask
+    assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
