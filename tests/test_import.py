@@ -25,16 +25,8 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain")}
 """`plan.apply(pipe)` and `plan.explain()` open later rooms, and only when called."""
 RECORDING = {
-    "blueprint",
-    "ghost",
-    "metas",
-    "signature",
-    "recorder",
-    "effects",
-    "dispatch",
-    "replay",
-    "trace",
-    "settings",
+    *("blueprint", "ghost", "metas", "signature", "recorder"),
+    *("effects", "dispatch", "replay", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "pynvml", "numpy"}

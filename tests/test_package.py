@@ -1,0 +1,152 @@
+"""The package from outside: what a wheel and a source archive hold, the public surface, the tree of errors."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+import planner
+from planner import errors, profiles
+from planner.errors import PlannerError
+
+ROOT = Path(__file__).parent.parent
+TORCH_ROOMS = {
+    "blueprint",
+    "ghost",
+    "metas",
+    "signature",
+    "recorder",
+    "effects",
+    "dispatch",
+    "replay",
+    "trace",
+    "settings",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    made = subprocess.run(
+        [*pip, "--wheel-dir", folder, ROOT], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert made.returncode == 0, made.stderr
+    (file,) = folder.glob("*.whl")
+    return zipfile.ZipFile(file)
+
+
+def test_wheel_holds_the_house_and_the_profiles(wheel: zipfile.ZipFile) -> None:
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    sources = {str(file.relative_to(ROOT)) for file in (ROOT / "planner").rglob("*.py")}
+    shipped = {f"planner/shipped/{file.relative_to(ROOT / 'profiles')}" for file in (ROOT / "profiles").rglob("*.toml")}
+    assert held == sources | shipped | {"planner/py.typed"}
+
+
+def test_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    about = message_from_bytes(wheel.read(name))
+    assert about["Name"] == "vram-planner"
+    assert about["Version"] == planner.__version__
+    assert about["License-Expression"] == "Apache-2.0"
+    entry = wheel.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert "vram-planner = planner.cli:main" in entry
+
+
+def test_wheel_finds_its_profiles_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = "from planner import profiles; print(profiles.shipped(), *profiles.names())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    folder, *names = done.stdout.split()
+    assert Path(folder) == tmp_path / "planner/shipped"
+    assert tuple(names) == profiles.names()
+
+
+def test_source_archive_can_be_built_and_tested(tmp_path: Path) -> None:
+    hatchling = pytest.importorskip("hatchling.build", reason="hatchling builds source archives")
+    code = (
+        f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_sdist; build_sdist({str(tmp_path)!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert hatchling
+    (file,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(file) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = ("pyproject.toml", "README.md", "LICENSE", "planner/py.typed", "tests/test_package.py")
+    assert held >= {
+        *wanted,
+        "profiles/pipelines/sd15.toml",
+        "profiles/gpus/rtx-3070.toml",
+        "tests/virtual_gpu/build.sh",
+    }
+    assert not {name for name in held if name.endswith((".so", ".pyc")) or name.startswith((".venv", ".cache"))}
+
+
+def test_module_and_script_say_their_version() -> None:
+    for command in ([sys.executable, "-m", "planner"], [str(Path(sys.executable).with_name("vram-planner"))]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"vram-planner, version {planner.__version__}\n"
+
+
+def kind(name: str) -> int:
+    """Constants, then classes, then functions."""
+    return 0 if name.isupper() else 1 if name[0].isupper() else 2
+
+
+def test_public_surface_is_sorted_and_whole() -> None:
+    assert planner.__all__ == sorted(planner.__all__, key=lambda name: (kind(name), name))
+    public = {name for name, value in vars(planner).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert set(planner.__all__) == public
+
+
+def members() -> Iterator[tuple[str, object]]:
+    for name in planner.__all__:
+        value = getattr(planner, name)
+        if kind(name):
+            yield name, value
+        for inner, member in vars(value).items() if inspect.isclass(value) else ():
+            if not inner.startswith("_") and (inspect.isfunction(member) or isinstance(member, property | classmethod)):
+                yield f"{name}.{inner}", member
+
+
+@pytest.mark.parametrize(("name", "value"), list(members()), ids=lambda value: value if isinstance(value, str) else "")
+def test_public_surface_is_documented(name: str, value: object) -> None:
+    said = inspect.getdoc(value) or ""
+    assert said.strip(), f"{name} has no docstring"
+    assert not said.startswith(f"{name}("), f"{name} has only the docstring that dataclasses make"
+
+
+def test_errors_are_drawn_as_they_are() -> None:
+    """Every error the planner raises on purpose stands in the tree at the top of errors.py, below its parent."""
+    for room in pkgutil.walk_packages(planner.__path__, "planner."):
+        if room.name.split(".")[1] not in TORCH_ROOMS | {"__main__"}:
+            importlib.import_module(room.name)
+    drawn = dict(parents(errors.__doc__ or ""))
+    real = {error.__name__: error.__bases__[0].__name__ for error in below(PlannerError)}
+    assert drawn == real
+
+
+def parents(text: str) -> Iterator[tuple[str, str]]:
+    """Each error of a drawn tree with the one it hangs from."""
+    path: list[str] = ["PlannerError"]
+    for bars, name in re.findall(r"^    ((?:│   )*)[├└]── (\w+)", text, re.MULTILINE):
+        depth = len(bars) // 4
+        path[depth + 1 :] = [name]
+        yield name, path[depth]
+
+
+def below(error: type[Exception]) -> Iterator[type[Exception]]:
+    for child in error.__subclasses__():
+        yield child
+        yield from below(child)
