@@ -21,17 +21,6 @@ from planner import errors, profiles
 from planner.errors import PlannerError
 
 ROOT = Path(__file__).parent.parent
-    "blueprint",
-    "ghost",
-    "metas",
-    "signature",
-    "recorder",
-    "effects",
-    "dispatch",
-    "replay",
-    "trace",
-    "settings",
-}
 
 
 @pytest.fixture(scope="module")
