@@ -23,16 +23,18 @@ from planner.errors import PlannerError
 ROOT = Path(__file__).parent.parent
 
 
+def built(what: str, folder: Path) -> Path:
+    """The archive that hatchling's `build_wheel` or `build_sdist` makes of this checkout."""
+    code = f"import hatchling.build as hatchling; hatchling.{what}({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (file,) = folder.iterdir()
+    return file
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    made = subprocess.run(
-        [*pip, "--wheel-dir", folder, ROOT], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    assert made.returncode == 0, made.stderr
-    (file,) = folder.glob("*.whl")
-    return zipfile.ZipFile(file)
+    return zipfile.ZipFile(built("build_wheel", tmp_path_factory.mktemp("wheel")))
 
 
 def test_wheel_holds_the_house_and_the_profiles(wheel: zipfile.ZipFile) -> None:
@@ -62,14 +64,7 @@ def test_wheel_finds_its_profiles_without_the_checkout(wheel: zipfile.ZipFile, t
 
 
 def test_source_archive_can_be_built_and_tested(tmp_path: Path) -> None:
-    hatchling = pytest.importorskip("hatchling.build", reason="hatchling builds source archives")
-    code = (
-        f"import os; os.chdir({str(ROOT)!r}); from hatchling.build import build_sdist; build_sdist({str(tmp_path)!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert hatchling
-    (file,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(file) as archive:
+    with tarfile.open(built("build_sdist", tmp_path)) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ("pyproject.toml", "README.md", "LICENSE", "planner/py.typed", "tests/test_package.py")
     assert held >= {
