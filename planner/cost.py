@@ -87,6 +87,7 @@ class Cost:
     def __init__(self, device: Device, calls: int = 1) -> None:
         self.device, self._calls = device, calls
         self._bodies: dict[tuple[str, int, str], Body] = {}
+        self._kernels: dict[tuple[str, int, str], tuple[int, float]] = {}
         self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
@@ -108,6 +109,14 @@ class Cost:
             walk.take(event)
         self._walks[key] = events, kept
         return walk.phases(program.variant.splits)
+
+    def kernel(self, program: Program, index: int, tracing: str) -> tuple[int, float]:
+        """Scratch bytes and seconds of one kernel."""
+        key = (program.family, index, tracing)
+        if key not in self._kernels:
+            kernel = program.kernels[index]
+            self._kernels[key] = scratch(kernel, self.device), Pace(self.device, tracing).kernel(kernel)
+        return self._kernels[key]
 
     def body(self, program: Program, recording: int, tracing: str) -> Body:
         """The effect of one recording."""
@@ -195,7 +204,9 @@ class Meter:
             case Free(buffer):
                 self.activations -= self.sizes.pop(buffer)
             case Run(kernel):
-                self._run(self._program.kernels[kernel])
+                extra, seconds = self._cost.kernel(self._program, kernel, self.tracing)
+                self._top(extra)
+                self.seconds += seconds
             case Call(recording, _, kept):
                 self._call(recording, kept)
             case Load(key, sizes):
@@ -212,10 +223,6 @@ class Meter:
     @property
     def _pace(self) -> Pace:
         return Pace(self._cost.device, self.tracing)
-
-    def _run(self, kernel: Kernel) -> None:
-        self._top(scratch(kernel, self._cost.device))
-        self.seconds += self._pace.kernel(kernel)
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...]) -> None:
         body = self._cost.body(self._program, recording, self.tracing)

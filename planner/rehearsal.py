@@ -20,7 +20,6 @@ from planner.program import (
     Event,
     Exit,
     Free,
-    Kernel,
     Load,
     Matmul,
     Program,
@@ -88,6 +87,7 @@ class _Stage:
         self.course = _Scene()
         self._program, self._device, self._cost = program, device, cost
         self._warm = False
+        self._temporaries: dict[int, tuple[int, ...]] = {}
 
     def take(self, event: Event, scene: _Scene) -> None:
         match event:
@@ -96,7 +96,7 @@ class _Stage:
             case Free(buffer):
                 self.allocator.free(scene.buffers.pop(buffer))
             case Run(kernel):
-                self._run(self._program.kernels[kernel])
+                self._run(kernel)
             case Call(recording, _, kept):
                 self._call(recording, kept, scene)
             case Load(key, sizes):
@@ -125,12 +125,17 @@ class _Stage:
             self.take(event, inside)
         scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
 
-    def _run(self, kernel: Kernel) -> None:
-        if isinstance(kernel, Matmul) and not self._warm:
+    def _run(self, index: int) -> None:
+        kernel = self._program.kernels[index]
+        if not self._warm and isinstance(kernel, Matmul):
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
-        sizes = temporaries(kernel, self._device)
-        if isinstance(kernel, Conv):  # short of memory, torch takes the next engine, down to one without workspace
+        sizes = self._temporaries.get(index)
+        if sizes is None:
+            sizes = self._temporaries[index] = tuple(size for size in temporaries(kernel, self._device) if size)
+        if sizes and isinstance(
+            kernel, Conv
+        ):  # short of memory, torch takes the next engine, down to one without workspace
             self.allocator.can_malloc(sizes[0])
             return
         self._release([self.allocator.malloc(size) for size in sizes])
