@@ -70,6 +70,13 @@ def test_what_was_priced_before_changes_nothing(given_programs: list[tuple[Progr
         assert shared.phases(program) == Cost(device()).phases(program)
 
 
+def test_bodies_of_two_families_are_kept_apart() -> None:
+    shared = Cost(device())
+    for family, size in (("small", MiB), ("large", 9 * MiB), ("small", MiB)):
+        program = course(Call(0, "unet", ()), bodies=(body(Alloc(0, size), Free(0)),), family=family)
+        assert shared.phases(program)[0].peak.activations == CUBLAS + size
+
+
 def test_a_course_that_parts_from_another_is_walked_on_from_there() -> None:
     inner = body(Alloc(0, 3 * MiB), Free(0))
     unet, vae = Call(0, "unet", ()), Call(0, "vae.decode", ())

@@ -139,6 +139,12 @@ def test_only_the_direct_predecessor_leaves() -> None:
     ]
 
 
+def test_the_chain_decides_over_what_is_in_it() -> None:
+    """diffusers looks at exclusions only for components that the chain does not name."""
+    program = replace(pipeline(*calls("text_encoder", "unet")), excluded=frozenset({"unet"}))
+    assert held_at_calls(model_offload(program)) == [("text_encoder", TEXT), ("unet", UNET)]
+
+
 def test_everything_but_the_excluded_leaves_in_the_end() -> None:
     program = model_offload(pipeline(*calls("controlnet", "unet", "safety_checker")))
     last = program.recordings[program.course].events[-2:]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+import planner.replay
 from planner.dispatch import Dispatch, Functions
 from planner.ghost import haunt
 from planner.program import Call, Event, Recording
@@ -214,6 +215,31 @@ def test_a_module_that_changes_its_arguments_runs_every_time() -> None:
             module(x, frames, place)
             assert (frames, place) == (["first", None], [1])
     assert module._forward_runs == [3]
+
+
+class Remembering(torch.nn.Module):
+    """Puts a new tensor in the place of the last one, in a list of its caller's."""
+
+    def forward(self, x: torch.Tensor, frames: list[Any]) -> torch.Tensor:
+        frames[0] = x * 2
+        return x + 1
+
+
+def test_lists_of_tensors_change_as_if_the_module_had_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded() -> tuple[list[str], list[Any]]:
+        module = Remembering()
+        stage = Stage(module)
+        with stage.recording():
+            x, frames = stage.given(128, 64), [None]
+            for _ in range(4):
+                module(x, frames)
+            kept = told(frames)
+            del x, frames
+        return [repr(event) for event in stage.ended().events], kept
+
+    replayed = recorded()
+    monkeypatch.setattr(planner.replay, "fingerprint", lambda *_: object())
+    assert replayed == recorded()
 
 
 class Keeping(torch.nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import PNDMScheduler
-from reference import read
+from reference import CUBLAS, read
 from techniques import tiny
 from techniques.programs import device
 from torch._subclasses.fake_tensor import FakeTensor
@@ -119,13 +119,15 @@ def test_a_variant_equals_one_traced_afresh(kind: str, variant: Variant, tmp_pat
 
 
 def test_programs_are_sound(name: str, tmp_path: Path) -> None:
-    """Bodies call earlier ones; whatever is born dies once or survives, and its caller knows."""
+    """Bodies call earlier ones; whatever is born dies once or survives, and its caller knows.  Peaks add up."""
     busy = tracer(made(name, tmp_path))
     for variant in (Variant(tile=128), Variant(dtype="float16")):
         program = busy.trace(asked(name), variant)
         for index, recording in enumerate(program.recordings):
             assert_sound(program, index, recording)
-        read(resident(program), device())
+        placed = resident(program)
+        moments = read(placed, device(), held=CUBLAS).moments
+        assert [(n, peak) for n, peak, _ in phases(placed)] == [(n, max(map(sum, m))) for n, m in moments.items()]
 
 
 def assert_sound(program: Program, index: int, recording: Recording) -> None:
