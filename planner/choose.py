@@ -26,8 +26,8 @@ GROUPS: tuple[Scope, ...] = ("denoiser", "autoencoder")
 SLACK = 0.02
 """Least intervention: candidates this much slower than the fastest count as equally fast."""
 FRAGMENTS = 0.05
-"""Share of the capacity that unsplit blocks and fragments may take beyond the sums: SD 1.5 at 512² under 3 GB filled its
-2.53 GB with 2.43 allocated.  Nearer to the capacity leaner choices are priced too, for the allocator may refuse."""
+"""Share of the capacity that unsplit blocks and fragments may take beyond the sums: SD 1.5 at 512² under 3 GB filled
+its 2.53 GB with 2.43 allocated.  Nearer to it leaner choices are priced too, for the allocator may refuse this one."""
 
 Candidate = tuple[Option, ...]
 
