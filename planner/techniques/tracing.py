@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import Component, Drop, Load, Program, Variant
+from planner.program import STREAMED, Call, Component, Drop, Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
@@ -98,8 +98,8 @@ def _travel_whole(program: Program) -> bool:
 
 def _travel_singly(program: Program) -> bool:
     """Whether weights arrive inside components."""
-    inner = (body for index, body in enumerate(program.recordings) if index != program.course)
-    return any(isinstance(event, Load) for body in inner for event in body.events)
+    course = program.recordings[program.course].events
+    return any(isinstance(event, Call) and event.recording >= STREAMED for event in course)
 
 
 @dataclass(slots=True, eq=False)

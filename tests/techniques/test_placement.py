@@ -67,6 +67,10 @@ def test_model_offload_needs_a_chain() -> None:
 
     request = Request(height=512, width=512)
     whole = programs.program(programs.unet(), programs.vae())
-    assert [o.value for o in PLACEMENT.options(whole, programs.device(), request)] == ["model", "sequential"]
+    assert [o.value for o in PLACEMENT.options(whole, programs.device(), request)] == [
+        "resident",
+        "model",
+        "sequential",
+    ]
     chainless = replace(whole, chain=())
-    assert [o.value for o in PLACEMENT.options(chainless, programs.device(), request)] == ["sequential"]
+    assert [o.value for o in PLACEMENT.options(chainless, programs.device(), request)] == ["resident", "sequential"]

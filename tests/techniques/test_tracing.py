@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from planner.errors import ApplyFailed
+from planner.offload import sequential_offload
 from planner.program import Drop, Load, Program
 from planner.request import Request
 from planner.snapshot import snapshot
@@ -16,7 +16,7 @@ from planner.techniques.tracing import Tracing
 from . import programs, tiny
 
 TRACING = Tracing(backend="eager")
-REQUEST = Request(height=512, width=512)
+REQUEST = Request(height=512, width=512, calls=100)
 
 
 def option(value: str) -> Option:
@@ -79,9 +79,12 @@ def offloaded(program: Program) -> Program:
 
 
 def streamed(program: Program) -> Program:
-    bodies = [replace(body, events=(Load("", (1,)), *body.events)) for body in program.recordings]
-    bodies[program.course] = program.recordings[program.course]
-    return replace(program, recordings=tuple(bodies))
+    return sequential_offload(program)
+
+
+def test_a_single_call_is_not_worth_a_graph() -> None:
+    unet = programs.program(programs.unet(), unet=(programs.attention(),))
+    assert TRACING.options(unet, programs.device(), Request(height=512, width=512)) == ()
 
 
 def test_offered_as_far_as_weights_stay() -> None:

@@ -118,13 +118,13 @@ def offered(request: Request, **changes: object) -> list[object]:
 
 
 def test_ladder_stops_below_the_image() -> None:
-    assert offered(Request(height=768, width=512)) == [256, 384, 512]
-    assert offered(Request(height=1024, width=1024)) == [256, 384, 512, 768]
+    assert offered(Request(height=768, width=512)) == [512, 384, 256]
+    assert offered(Request(height=1024, width=1024)) == [768, 512, 384, 256]
     assert offered(Request(height=256, width=256)) == []
 
 
 def test_own_tile_is_offered_and_unknown_classes_keep_it() -> None:
-    assert offered(Request(height=768, width=512), tile=640) == [256, 384, 512, 640]
+    assert offered(Request(height=768, width=512), tile=640) == [640, 512, 384, 256]
     assert offered(Request(height=768, width=512), kind="AutoencoderKLNew", tile=320) == [320]
 
 
