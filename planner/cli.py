@@ -79,6 +79,7 @@ def main() -> None:
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="Guidance scale.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Length of a prompt where it is not padded.")
+@click.option("--calls", type=int, default=1, metavar="N", help="Calls of this shape to come; compiling needs several.")
 @click.option("--dtype", metavar="NAME", help="fp16, bf16 or fp32: load the weights so.")
 @click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy.")
 @click.option("--host-ram", metavar="SIZE", help="Host memory the plan may use.")
