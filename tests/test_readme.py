@@ -180,6 +180,20 @@ def test_every_room_is_described() -> None:
     assert described == rooms - {"__init__", "__main__"}
 
 
+def test_accuracy_is_what_was_measured() -> None:
+    results = ROOT / "benchmarks/results/founding.md"
+    if not results.exists():
+        pytest.skip("no results are kept here")
+    measured = {
+        line.split("|")[1].strip(): line for line in results.read_text("utf-8").splitlines() if "whole call" in line
+    }
+    shown = [line for line in README.splitlines() if line.startswith(("| allocated,", "| reserved,"))]
+    assert shown
+    for line in shown:
+        name = line.split("|")[1].strip()
+        assert measured[name].startswith(line.rstrip(" |")), f"README says {line}, measured was {measured[name]}"
+
+
 def test_checks_run_what_readme_says() -> None:
     """`.ci/run` takes the first two blocks from README itself, and asks for Python as pyproject does."""
     script = (ROOT / ".ci/run").read_text("utf-8")
