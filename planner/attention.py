@@ -44,7 +44,10 @@ def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:
 
 def scratch(attention: Attention, compute_capability: tuple[int, int]) -> tuple[int, ...]:
     """Bytes of each temporary alive at the worst moment, beyond inputs and output."""
-    return tuple(size for size in _temporaries(attention, chosen(attention, compute_capability)) if size)
+    backend = chosen(attention, compute_capability)
+    if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
+        backend = "flash" if usable(attention, "flash", compute_capability) else "efficient"
+    return tuple(size for size in _temporaries(attention, backend) if size)
 
 
 def _temporaries(a: Attention, backend: str) -> Iterator[int]:
@@ -58,17 +61,16 @@ def _temporaries(a: Attention, backend: str) -> Iterator[int]:
             if a.head_size % 8:
                 padded = -(-a.head_size // 8) * 8
                 yield (q + 2 * k) // a.head_size * padded * item
-        case "efficient" | "xformers":
+        case "efficient":
             if item == 2 and a.value_size > WIDE_HEAD:
                 yield out * 4
             if a.mask == "bool":
                 yield a.mask_size * item
-            if backend == "xformers" and a.heads > 1:
-                yield from (q * item, k * item, v * item)
-        case "sliced":
-            yield from (q * item, k * item, v * item)
+        case "sliced":  # its copies of q, k and v take the places of the originals
             yield from (a.queries * a.keys * item,) * 2  # one head's scores, and their softmax
+            yield a.queries * a.value_size * item  # what the head before gave
         case "math":
             if item == 2:
                 yield from (q * 4, k * 4, v * 4)
-            yield from (q * 4, k * 4, scores * 4, scores * 4, scores)
+            yield from (q * 4, scores * 4, scores)
+            yield max(scores * 4 - out * item, 0)  # softmax writes anew, and the output is not there yet

@@ -93,28 +93,31 @@ def test_a_boolean_mask_is_copied_to_numbers() -> None:
     assert scratch(replace(masked, mask="float"), (8, 6)) == ()
 
 
-def test_xformers_makes_heads_contiguous() -> None:
-    """`head_to_batch_dim(x).contiguous()` copies q, k and v where there is more than one head."""
-    copy = 2 * 8 * 4096 * 40 * 2
-    assert scratch(replace(SD, backend="xformers"), (8, 6)) == (copy, copy, copy)
+def test_xformers_holds_what_the_kernels_it_calls_hold() -> None:
+    """Its contiguous copies of q, k and v take the places of the originals."""
+    assert scratch(replace(SD, backend="xformers"), (8, 6)) == (256 * KiB,)
+    assert scratch(replace(SD, backend="xformers"), (7, 5)) == ()
     assert scratch(replace(VAE, backend="xformers"), (8, 6)) == (8 * MiB,)
-    cross = replace(SD, keys=77, backend="xformers")
-    assert scratch(cross, (8, 6)) == (copy, 2 * 8 * 77 * 40 * 2, 2 * 8 * 77 * 40 * 2)
 
 
 def test_sliced_holds_one_heads_scores_twice() -> None:
-    """baddbmm writes a head's 4096 x 4096 scores and softmax another: 32 MiB each in half precision."""
-    copy = 2 * 8 * 4096 * 40 * 2
-    assert scratch(replace(SD, backend="sliced"), (8, 6)) == (copy, copy, copy, 32 * MiB, 32 * MiB)
+    """baddbmm writes a head's 4096 x 4096 scores and softmax another: 32 MiB each in half precision.
+
+    The output of the head before, 4096 · 40 · 2 B, is there until this one's.
+    """
+    assert scratch(replace(SD, backend="sliced"), (8, 6)) == (32 * MiB, 32 * MiB, 320 * KiB)
 
 
 def test_math_holds_nine_bytes_a_score() -> None:
-    """Half inputs become fp32, q and k are scaled into copies, and the safe softmax holds 4 + 4 + 1 B a score."""
-    wide, scores = 2 * 8 * 4096 * 40 * 4, 2 * 8 * 4096 * 4096
+    """Half inputs become fp32, q is scaled into a copy, and the safe softmax holds 4 + 4 + 1 B a score.
+
+    The output, 2 or 4 B a number, is not there yet.
+    """
+    numbers, scores = 2 * 8 * 4096 * 40, 2 * 8 * 4096 * 4096
     half = scratch(replace(SD, backend="math"), (8, 6))
-    assert sorted(half) == sorted([wide] * 5 + [scores * 4, scores * 4, scores])
+    assert sum(half) == 4 * numbers * 4 + 9 * scores - numbers * 2
     single = scratch(replace(SD, backend="math", dtype="float32"), (8, 6))
-    assert sorted(single) == sorted([wide] * 2 + [scores * 4, scores * 4, scores])
+    assert sum(single) == numbers * 4 + 9 * scores - numbers * 4
 
 
 ATTENTIONS = st.builds(
