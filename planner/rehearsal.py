@@ -115,7 +115,7 @@ class _Stage:
         rounds, most = scene.seen.get(recording, (0, 0))
         known = rounds >= ROUNDS and self.allocator.allocated <= most
         scene.seen[recording] = rounds + 1, max(most, self.allocator.allocated)
-        if known or body.most <= TRIFLE:
+        if known or (self._warm and body.most <= TRIFLE):
             if not known:
                 self.allocator.free(self.allocator.malloc(body.most))
             scene.buffers.update((buffer, self.allocator.malloc(body.sizes[inner])) for inner, buffer in kept)
