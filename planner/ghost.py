@@ -50,6 +50,7 @@ def ghost_of(pipe: Any) -> Ghost:
             for module in part.modules():
                 _original_weights(module, memo, mode)
     double = copy.deepcopy(pipe, memo)
+    double.set_progress_bar_config(disable=True)
     hooked = tuple(name for name, part in pipe.components.items() if _hooked(part))
     if hooked:
         double.remove_all_hooks()
