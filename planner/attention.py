@@ -43,7 +43,7 @@ def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:
 
 
 def scratch(attention: Attention, compute_capability: tuple[int, int]) -> tuple[int, ...]:
-    """Bytes of each temporary alive at the worst moment, beyond inputs and output."""
+    """Bytes of each temporary alive at the worst moment, beyond inputs and output, in the order they are asked for."""
     backend = chosen(attention, compute_capability)
     if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
         backend = "flash" if usable(attention, "flash", compute_capability) else "efficient"
@@ -72,5 +72,6 @@ def _temporaries(a: Attention, backend: str) -> Iterator[int]:
         case "math":
             if item == 2:
                 yield from (q * 4, k * 4, v * 4)
-            yield from (q * 4, scores * 4, scores)
+            yield from (q * 4, scores * 4)
             yield max(scores * 4 - out * item, 0)  # softmax writes anew, and the output is not there yet
+            yield scores  # which of them are -inf
