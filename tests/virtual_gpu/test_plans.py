@@ -47,7 +47,13 @@ class Case:
 
     def plan(self, cache: Path) -> Plan:
         height, width = self.size
-        wanted = {"height": height, "width": width, "images": self.images, "steps": self.steps, "budget": self.budget}
+        wanted: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "images": self.images,
+            "steps": self.steps,
+            "budget": self.budget,
+        }
         return planned(self.model, device=card(self.card), cache=cache, **wanted)
 
 
@@ -104,7 +110,8 @@ def kept(plan: Plan, seen: dict[str, Any]) -> bool:
 
     Where torch had to empty its cache the kernels took what workspace there was: up to the promise, never above.
     """
-    allocated, promised = seen["allocated"], plan.promise.allocated
+    allocated: int = seen["allocated"]
+    promised = plan.promise.allocated
     if seen["retries"]:
         return allocated - UNSEEN <= promised <= plan.capacity
     return 0.995 * allocated <= promised <= 1.01 * allocated
