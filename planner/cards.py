@@ -62,7 +62,7 @@ def card(name: str) -> Device:
         raise UnknownDevice(f"{name!r} may be any of {_listed(named)}: name one of them.")
     if any(_plain(name) == _plain(file.stem) for file in _files()):
         raise UnknownDevice(f"{name} shares the machine's memory, so there is none to plan: name a card with its own.")
-    raise UnknownDevice(f"No card profile {name!r}{_closest(name)}: `vram-planner profiles` lists all.")
+    raise UnknownDevice(f"No card profile {name!r}{_closest(name)}: `vram-planner profiles --gpus` lists all.")
 
 
 def nearest(device_name: str, compute_capability: tuple[int, int], total: int) -> tuple[Device, bool]:
