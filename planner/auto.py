@@ -57,7 +57,7 @@ def plan(
     card = device or _card(model)
     budget = asked.budget.resolve(card)
     name, source, asked, dtype = _source(model, asked, components)
-    programs = Programs(source, asked, cache or cache_folder())
+    programs = Programs(source, asked, cache or cache_folder(), techniques)
     chooser = Chooser(programs, card, asked, techniques)
     order = reasons.Order(model=name, dtype=dtype, request=asked, device=card, budget=budget)
     limits = Limits(capacity=budget - card.context, host=_host_ram(asked, device))

@@ -245,19 +245,19 @@ class Chooser:
     ) -> Iterator[solve.Offer]:
         """Choices of one group, those that intervene least first, as long as more of them can matter.
 
-        Less faithful choices only save memory: they are priced where no more faithful one fits, and take no less time
-        than the fastest before them.  So once one fits that is within the slack of that time, where the other phases
-        take `rest` seconds at least, no later choice can be preferred but by less than the slack.
+        Less faithful choices and lean ones only save memory: they are priced where none before them fits, and take no
+        less time than the fastest of those.  So once one fits that is within the slack of that time, where the other
+        phases take `rest` seconds at least, no later choice can be preferred but by less than the slack.
         """
         per_technique = [(None, *self._offered(t.name, priced)) for t in self._techniques.values() if t.scope == scope]
         choices = [tuple(o for o in combination if o is not None) for combination in product(*per_technique)]
         fastest = fitting = enough = inf
         elsewhere = (phase.peak.total for n, phase in enumerate(priced.phases) if not _any_group(priced, n))
-        hopeless = max(elsewhere, default=0) > capacity
+        hopeless = max(elsewhere, default=0) > capacity or max(priced.phases[n].peak.weights for n in rows) > capacity
         level = 0
-        for (fidelity, _), same in groupby(sorted(choices, key=_intervention), key=_intervention):
-            if fidelity > level:
-                level, enough = fidelity, fastest + SLACK * (rest + fastest)
+        for (reach, _), same in groupby(sorted(choices, key=_intervention), key=_intervention):
+            if reach > level:
+                level, enough = reach, fastest + SLACK * (rest + fastest)
                 if fitting < inf or hopeless:
                     return
             for choice in same:
@@ -314,8 +314,9 @@ def _name_of(solution: solve.Solution) -> str:
 
 
 def _intervention(candidate: Candidate) -> tuple[int, int]:
-    """Fidelity, then changes."""
-    return _fidelity(candidate), sum(not option.neutral for option in candidate)
+    """Fidelity, in it first without what only saves memory, then changes."""
+    lean = any(option.lean for option in candidate)
+    return 2 * _fidelity(candidate) + lean, sum(not option.neutral for option in candidate)
 
 
 def _fidelity(candidate: Candidate) -> int:

@@ -7,8 +7,10 @@ code asked for them; rounding, scratch memory and time are the business of the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Any, Literal, NamedTuple
 
 DType = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["contiguous", "channels_last"]
@@ -153,6 +155,16 @@ class Recording:
     events: tuple[Event, ...]
 
 
+SAMPLES = ("hidden_states", "sample", "x")
+"""Names under which denoisers take what they denoise, where it is not their first argument."""
+
+
+def sample_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a denoiser's call is about: a batch, or a list with one entry per image; None where nothing was given."""
+    named = (kwargs[name] for name in SAMPLES if name in kwargs)
+    return args[0] if args else next(chain(named, kwargs.values()), None)
+
+
 STREAMED = 2**32
 """Added to a recording's index: the same body with its weights streamed."""
 
@@ -178,6 +190,15 @@ def streamed(recording: Recording, stay: frozenset[str] = frozenset()) -> tuple[
     return (*events, Drop("", copied=False)) if recording.own else tuple(events)
 
 
+class Setting(NamedTuple):
+    """An option that changes what is computed; the technique's own `apply` configures the ghost it is recorded on."""
+
+    technique: str
+    value: str | int
+    scope: str
+    """`call`, `denoiser` or `autoencoder`: whose calls are recorded anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """A module of the pipeline, before the call."""
@@ -197,6 +218,8 @@ class Component:
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1
     """Pixels per latent along an edge."""
+    rows: int = 0
+    """Rows of the largest batch it is called with, both halves of guidance counted; 0 where it is not called so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +235,16 @@ class Variant:
     """Edge of the autoencoder's tiles in pixels; 0: the pipeline's own setting."""
     splits: int = 1
     """Calls into which the images are split."""
+    settings: tuple[Setting, ...] = ()
+    """Options of further techniques, in order of applying."""
+
+    def under(self, setting: Setting) -> Variant:
+        """The variant with one more option."""
+        return replace(self, settings=(*self.settings, setting))
+
+    def setting(self, technique: str) -> Setting | None:
+        """The option of a technique, None where it stays off."""
+        return next((setting for setting in self.settings if setting.technique == technique), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,8 @@ from planner import store
 from planner.profiles import PipelineProfile, content_key
 from planner.program import Program, Variant
 from planner.request import Request
+from planner.techniques import DEFAULT
+from planner.techniques.base import Technique
 
 if TYPE_CHECKING:
     from planner.ghost import Ghost
@@ -66,7 +69,10 @@ class FromPipe:
 class Programs:
     """The programs of one request by variant."""
 
-    def __init__(self, source: Source, request: Request, folder: Path | None) -> None:
+    def __init__(
+        self, source: Source, request: Request, folder: Path | None, techniques: Sequence[Technique] = DEFAULT
+    ) -> None:
+        self._techniques = techniques
         self._source, self._request, self._folder = source, _shape(request), folder
         key = source.key()
         self._key = store.key_of(key, self._request.to_json()) if key and folder else None
@@ -85,7 +91,7 @@ class Programs:
 
     def resized(self, request: Request) -> Programs:
         """The programs of another request on the same ghost; they are not kept."""
-        other = Programs(self._source, request, None)
+        other = Programs(self._source, request, None, self._techniques)
         other._tracer = self._tracer = self._tracer or self._made_tracer()
         return other
 
@@ -100,7 +106,7 @@ class Programs:
         from planner.trace import Tracer
 
         ghost = self._source.ghost()
-        return Tracer(ghost, Settings(ghost), family=f"recorded/{len(self._known)}")
+        return Tracer(ghost, Settings(ghost, self._techniques), family=f"recorded/{len(self._known)}")
 
 
 def _shape(request: Request) -> Request:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
 
 from planner.ghost import Ghost
 from planner.program import Variant
+from planner.techniques import DEFAULT
+from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import to_channels_last
 from planner.techniques.precision import cast_by_loading
 from planner.techniques.vae_slicing import set_slicing
@@ -20,7 +22,9 @@ FLAGS = ("use_slicing", "use_tiling")
 class Settings:
     """Brings one ghost from variant to variant; each starts from the ghost as it was made."""
 
-    def __init__(self, ghost: Ghost) -> None:
+    def __init__(self, ghost: Ghost, techniques: Sequence[Technique] = DEFAULT) -> None:
+        self._techniques = {technique.name: technique for technique in techniques}
+        self._undos: list[Undo] = []
         self._tables: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = [
             (table, dict(table))
             for _, m in ghost.modules()
@@ -35,7 +39,9 @@ class Settings:
         ]
 
     def __call__(self, ghost: Ghost, variant: Variant) -> None:
-        """Give the ghost the variant's dtype, layouts, slicing and tiles."""
+        """Give the ghost the variant's dtype, layouts, slicing and tiles, and apply its further options."""
+        while self._undos:
+            self._undos.pop()()
         for table, tensors in self._tables:
             table.update(tensors)
         for module, name, value in self._flags:
@@ -49,6 +55,9 @@ class Settings:
                 set_slicing(module)
             if variant.tile and hasattr(module, "use_tiling") and spatial_attributes(module):
                 set_tile(module, variant.tile)
+        for setting in variant.settings:
+            option = Option(technique=setting.technique, value=setting.value)
+            self._undos.append(self._techniques[setting.technique].apply(ghost.pipe, option))
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from planner import program as p
-from planner.program import Component, Event, Kernel, Program, Recording, Variant
+from planner.program import Component, Event, Kernel, Program, Recording, Setting, Variant
 
-FORMAT = 1
+FORMAT = 2
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
@@ -84,10 +84,14 @@ def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
     )
     for heading in family["programs"]:
         variant = heading["variant"]
+        sets = {
+            "channels_last": frozenset(variant["channels_last"]),
+            "settings": tuple(Setting(*setting) for setting in variant["settings"]),
+        }
         yield Program(
             **heading
             | {
-                "variant": Variant(**variant | {"channels_last": frozenset(variant["channels_last"])}),
+                "variant": Variant(**variant | sets),
                 "components": tuple(map(_component, heading["components"])),
                 "chain": tuple(heading["chain"]),
                 "excluded": frozenset(heading["excluded"]),

@@ -13,10 +13,10 @@ from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import BadRequest, TraceFailed
 from planner.ghost import Ghost
 from planner.metas import tensors
-from planner.program import Call, Cast, Component, Program, Variant
+from planner.program import Call, Cast, Component, Program, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay
-from planner.signature import made_anew, mapped
+from planner.signature import Shape, made_anew, mapped
 
 if TYPE_CHECKING:
     from planner.request import Request
@@ -25,6 +25,9 @@ METHODS = ("encode", "decode", "get_text_features", "get_image_features")
 """Ways other than calling it in which a pipeline uses a component."""
 BLENDS = {"blend_v": -2, "blend_h": -1, "blend_t": -3}
 """Methods of tiled coding that loop over the rows of a seam, and the dimension they loop over."""
+
+MIXING = (".pag.", ".deprecated.")
+"""Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
 
 Setting = Callable[[Ghost, Variant], None]
 
@@ -57,7 +60,8 @@ class Tracer:
         None where there is no plainer one, or where its calls do not stand on their own.
         """
         coders = {name for name, module in self._ghost.modules() if is_autoencoder(module)}
-        plain = replace(variant, sliced=False, tile=0, channels_last=variant.channels_last - coders)
+        others = tuple(setting for setting in variant.settings if setting.scope != "autoencoder")
+        plain = replace(variant, sliced=False, tile=0, channels_last=variant.channels_last - coders, settings=others)
         if plain == variant:
             return None
         base = self.trace(request, plain)
@@ -135,7 +139,7 @@ class Tracer:
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
             variant=variant,
-            components=components,
+            components=tuple(replace(c, rows=self._rows(c.name)) for c in components),
             chain=tuple((getattr(self._ghost.pipe, "model_cpu_offload_seq", None) or "").split("->")),
             excluded=frozenset(getattr(self._ghost.pipe, "_exclude_from_cpu_offload", ())),
             kernels=tuple(recorder.kernels),
@@ -143,6 +147,13 @@ class Tracer:
             course=done.recording,
             family=self._family,
         )
+
+    def _rows(self, component: str) -> int:
+        """Rows of the largest batch the component was just called with."""
+        samples = (
+            sample_of(args, kwargs) for args, kwargs in self._replay.asked.get(component, ()) if args is not None
+        )
+        return max(map(_rows, samples), default=0)
 
     def _wrap(self, component: str, module: torch.nn.Module) -> None:
         buffers = offloads_buffers(module)
@@ -163,6 +174,13 @@ class Tracer:
         self._recorder.ignore((*module.parameters(), *module.buffers()))
         if self._recorder.depth:
             self._recorder.cast(component, weights_of(module))
+
+
+def _rows(sample: Any) -> int:
+    """Rows of a batch that is kept as a shape; entries of a list of them."""
+    if isinstance(sample, Shape):
+        return sample.size[0] if sample.size else 0
+    return len(sample) if isinstance(sample, list) else 0
 
 
 def _relative(root: torch.nn.Module, path: str) -> str:
@@ -248,10 +266,11 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
     for p in module.parameters():
         sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
     dtype = max(sizes, key=lambda d: sizes[d], default=torch.float32)
+    apart = "rows_apart", _keeps_rows_apart(module, pipe)
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
         anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
-        traits=frozenset(trait for trait, has in _traits(name, module) if has),
+        traits=frozenset(trait for trait, has in (*_traits(name, module), apart) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
     )  # fmt: skip
 
@@ -280,6 +299,13 @@ def is_autoencoder(module: torch.nn.Module) -> bool:
 def _has_backend(module: torch.nn.Module) -> bool:
     parts = (getattr(m, "processor", None) for m in module.modules())
     return any(hasattr(type(p), "_attention_backend") for p in parts)
+
+
+def _keeps_rows_apart(module: torch.nn.Module, pipe: Any) -> bool:
+    """Whether no attention looks from one row of a batch at another, as far as its processors are diffusers' own."""
+    kinds = {type(p) for m in module.modules() if (p := getattr(m, "processor", None)) is not None}
+    known = (k.__module__.startswith("diffusers.models.") and not k.__name__.startswith("PAG") for k in kinds)
+    return all(known) and not any(part in type(pipe).__module__ for part in MIXING)
 
 
 def _factor(name: str, pipe: Any) -> int:

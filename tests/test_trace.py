@@ -21,7 +21,7 @@ from planner.cost import Cost
 from planner.errors import TraceFailed
 from planner.ghost import Ghost, ghost_of, haunted
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Call, Cast, Enter, Event, Free, Plain, Program, Recording, Run, Variant
+from planner.program import Alloc, Call, Cast, Enter, Event, Free, Plain, Program, Recording, Run, Setting, Variant
 from planner.rehearsal import rehearse
 from planner.request import Request
 from planner.settings import Settings
@@ -89,6 +89,8 @@ CASES = [
     ("flux", Variant(sliced=True)),
     ("wan", Variant()),
     ("wan", Variant(tile=128)),
+    ("sdxl", Variant(settings=(Setting("micro_batch", 1, "denoiser"),))),
+    ("flux", Variant(tile=128, settings=(Setting("micro_batch", 1, "denoiser"),))),
 ]
 
 

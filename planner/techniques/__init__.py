@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.techniques.attention import AttentionBackend
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import ChannelsLast
+from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
 from planner.techniques.split import Split
@@ -19,6 +20,7 @@ DEFAULT: tuple[Technique, ...] = (
     VaeSlicing(),
     VaeTiling(),
     AttentionBackend(),
+    MicroBatch(),
     Placement(),
     Tracing(),
     Split(),

@@ -20,6 +20,8 @@ class Option:
     fidelity: Fidelity = Fidelity.EXACT
     neutral: bool = False
     """What happens when nothing is chosen; it counts as no change."""
+    lean: bool = False
+    """It saves memory and never time: tried only where nothing of its fidelity fits without."""
     calls: tuple[str, ...] = ()
     """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
 

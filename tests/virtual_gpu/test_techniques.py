@@ -1,0 +1,105 @@
+"""Techniques that need a recording of their own, on full-size pipelines of several families: predicted against seen."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rig
+from rig import Server
+
+sys.path.append(str(rig.PROJECT / "benchmarks"))
+
+from founding import PROMPT, STEPS, on_the_card
+
+from planner import profiles
+from planner.cards import card
+from planner.choose import Chooser
+from planner.programs import FromProfile, Programs
+from planner.request import Fidelity, Request
+from planner.snippet import ARGUMENTS
+from planner.techniques import DEFAULT
+
+CARD, VRAM = "rtx-3090", 80 * rig.GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One technique on one request; `phase` is where it acts."""
+
+    model: str
+    use: tuple[str, str | int]
+    phase: str
+    request: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return "-".join(map(str, (self.model, *self.use)))
+
+    @property
+    def asked(self) -> Request:
+        usual = profiles.find(self.model).defaults
+        return replace(
+            Request(**{"guidance": usual.guidance, "steps": STEPS, "fidelity": Fidelity.LOSSY, **self.request}),
+            extra=tuple(usual.extra),
+        )
+
+    @property
+    def call(self) -> dict[str, Any]:
+        asked = self.asked
+        given = {name: getattr(asked, field) for field, name in ARGUMENTS.items()}
+        count = "num_videos_per_prompt" if asked.frames else "num_images_per_prompt"
+        return {k: v for k, v in given.items() if v is not None} | {
+            count: asked.images,
+            "prompt": PROMPT,
+            **dict(asked.extra),
+        }
+
+
+SQUARE = {"height": 1024, "width": 1024}
+CLIP = {"height": 480, "width": 832, "frames": 33}
+CASES = (
+    Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
+    Case(model="sd15", use=("micro_batch", 4), phase="unet", request={"height": 512, "width": 512, "images": 8}),
+    Case(model="sd3-medium", use=("micro_batch", 1), phase="transformer", request=SQUARE),
+    Case(model="flux1-dev", use=("micro_batch", 1), phase="transformer", request=SQUARE | {"images": 3}),
+    Case(model="wan2.1-t2v-1.3b", use=("micro_batch", 1), phase="transformer", request=CLIP | {"images": 2}),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs recorded once for all tests of this file."""
+    return tmp_path_factory.mktemp("programs")
+
+
+def predicted(case: Case, cache: Path, *, used: bool) -> dict[str, int]:
+    """Allocated peaks by phase and over all, with every component resident."""
+    device = replace(card(CARD), total=VRAM, free=VRAM)
+    programs = Programs(FromProfile(profiles.find(case.model), None), case.asked, cache)
+    chooser = Chooser(programs, device, case.asked, DEFAULT)
+    bare = chooser.price(()).program
+    offered = [option for technique in DEFAULT for option in technique.options(bare, device, case.asked)]
+    chosen = [o for o in offered if o.neutral or (used and (o.technique, o.value) == case.use)]
+    assert len(chosen) == 1 + used, "offered"
+    seen = chooser.rehearse(chooser.price(tuple(chosen)), None)
+    programs.keep()
+    return {"whole": seen.allocated, **{name: allocated for name, allocated, _ in seen.phases}}
+
+
+def seen(vgpu: Server, case: Case) -> dict[str, int]:
+    """The same on the card."""
+    options: list[Any] = [case.use, ("placement", "resident")]
+    sent = {"model": case.model, "dtype": None, "call": case.call, "options": options}
+    answer = vgpu.script(on_the_card, sent, **rig.card(CARD) | {"vram": VRAM})
+    return {"whole": answer["allocated"], **{name: peak["allocated"] for name, peak in answer["phases"].items()}}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_peaks_are_as_predicted(vgpu: Server, cache: Path, case: Case) -> None:
+    plain, foreseen, truth = predicted(case, cache, used=False), predicted(case, cache, used=True), seen(vgpu, case)
+    for phase in ("whole", case.phase):
+        assert 0.999 * truth[phase] <= foreseen[phase] <= 1.01 * truth[phase], phase
+    assert foreseen[case.phase] < plain[case.phase]
