@@ -15,7 +15,7 @@ from planner.errors import BadRequest
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source
-from planner.request import Request
+from planner.request import PICTURES, Request
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 from planner.units import format_bytes
@@ -105,8 +105,8 @@ def _with_defaults(request: Request, profile: PipelineProfile) -> Request:
     usual = profile.defaults
     open_ = {
         name: getattr(usual, name)
-        for name in ("height", "width", "frames", "steps", "guidance")
-        if getattr(request, name) is None
+        for name in ("height", "width", "frames", "steps", "guidance", "strength", *PICTURES)
+        if getattr(request, name) in (None, ())
     }
     return replace(request, **open_, extra=tuple((dict(usual.extra) | dict(request.extra)).items()))
 

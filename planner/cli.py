@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import click
 from planner import __version__
 from planner.errors import BadRequest, PlannerError
 from planner.plan import Infeasible
-from planner.request import JSON, Budget, Fidelity, Request
+from planner.request import JSON, PICTURES, Budget, Fidelity, Request
 from planner.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ def main() -> None:
     """Find the fastest combination of diffusers memory techniques that fits a VRAM budget."""
 
 
+def _pictures(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for the pictures a call is handed; without a size, one as large as the result."""
+    for field, what in reversed(PICTURES.items()):
+        option = f"--{field.replace('_', '-')}"
+        words = f"Hand over {what} of this SIZE, such as 1024x768; without it, of the result's."
+        command = click.option(option, field, is_flag=False, flag_value="auto", metavar="[SIZE]", help=words)(command)
+    return command
+
+
 @main.command("plan", epilog=CODES)
 @click.argument("model")
 @click.option("--gpu", metavar="NAME", help="Plan for this card, such as rtx-3070; `profiles --gpus` lists them.")
@@ -79,6 +88,8 @@ def main() -> None:
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="Guidance scale.")
 @click.option("--prompt-tokens", type=int, metavar="N", help="Length of a prompt where it is not padded.")
+@_pictures
+@click.option("--strength", type=float, help="Share of the steps that a start image goes through.")
 @click.option("--calls", type=int, default=1, metavar="N", help="Calls of this shape to come; compiling needs several.")
 @click.option("--dtype", metavar="NAME", help="fp16, bf16 or fp32: load the weights so.")
 @click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy.")

@@ -66,6 +66,9 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         if func.is_view:
             return out
         outs = tuple(tensors(out))
+        if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in tensors((args, kwargs))):
+            self._recorder.ignore(outs)
+            return out
         self._recorder.allocated(outs)
         if outs and func not in NO_KERNEL:
             self._recorder.ran(kernel_of(func, args, kwargs, outs))
@@ -98,7 +101,22 @@ class Functions(TorchFunctionMode):
             return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
         if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
             return _on_host(args[0])
+        if func is torch.Tensor.to and on_host(args[0], self._recorder):
+            return self._onto_card(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay."""
+        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+        if device is None:
+            return tensor.to(*args, **kwargs)
+        with self._mode:
+            arrived = torch.empty_like(
+                tensor, dtype=dtype or tensor.dtype, memory_format=layout or torch.preserve_format
+            )
+        self._recorder.allocated((arrived,))
+        self._recorder.ran(Plain(name="copy", flops=0, traffic=nbytes(arrived)))
+        return arrived
 
     def _attend(
         self,
@@ -189,6 +207,18 @@ def _counted(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _zero(dtype: torch.dtype) -> bool | int | float:
     return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
+
+
+def on_host(tensor: torch.Tensor, recorder: Recorder) -> bool:
+    """Whether a tensor lies on the host: a large one that no operation made, as what comes from numpy, or one of those.
+
+    Smaller ones are tables and numbers wherever they lie, and weights are ghosts.
+    """
+    return _is_real(tensor) and recorder.serial_of(tensor.untyped_storage()) < 0
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return not isinstance(tensor, FakeTensor) and tensor.numel() >= LARGE and tensor.is_floating_point()
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from rich.text import Text
 from planner import snippet
 from planner.device import Device
 from planner.plan import Infeasible, Plan, Promise
-from planner.request import Fidelity, Request
+from planner.request import PICTURES, Fidelity, Request
 from planner.units import format_bytes, format_seconds
 
 WIDTH = 80
@@ -66,7 +66,15 @@ def size(request: Request) -> str:
     """What is generated, as far as the request says: `at 832×480, 81 frames, 4 prompts`."""
     shape = f"at {request.width}×{request.height}" if request.width and request.height else ""
     counts = ((request.frames or 0, "frames"), (request.prompts, "prompts"), (request.images, "images per prompt"))
-    return ", ".join(filter(None, (shape, *(f"{count} {name}" for count, name in counts if count > 1))))
+    several = (f"{count} {name}" for count, name in counts if count > 1)
+    return " ".join(filter(None, (", ".join(filter(None, (shape, *several))), _pictures(request))))
+
+
+def _pictures(request: Request) -> str:
+    """What the call is handed besides words: `with a start image and a mask`."""
+    given = [what for field, what in PICTURES.items() if getattr(request, field)]
+    *others, last = given or ("",)
+    return f"with {' and '.join(filter(None, (', '.join(others), last)))}" if given else ""
 
 
 def memory(plan: Plan) -> Iterator[RenderableType]:

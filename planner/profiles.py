@@ -15,6 +15,8 @@ from typing import Any, Literal
 from planner import hub
 from planner.errors import BadRequest, UnknownModel
 from planner.hub import Json
+from planner.request import PICTURES
+from planner.sizes import Sizes, sizes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,6 +79,14 @@ class DefaultRequest:
     frames: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    strength: float | None = None
+    image: Sizes = ()
+    """Of pictures, their sizes; a file says `"auto"` for the size of the result, or `"128x128"`."""
+    mask: Sizes = ()
+    control: Sizes = ()
+    reference: Sizes = ()
+    last_image: Sizes = ()
+    video: Sizes = ()
     extra: tuple[tuple[str, str | int | float | bool], ...] = ()
     """Further arguments of the call."""
 
@@ -162,6 +172,7 @@ def resolve(model: str | Path) -> PipelineProfile:
 def _shipped(name: str) -> PipelineProfile:
     facts = read_toml(shipped() / "pipelines" / f"{name}.toml")
     request = dict(facts["request"])
+    pictures: dict[str, Any] = {field: sizes(field, request.pop(field, None)) for field in PICTURES}
     dtype = facts["dtype"]
     return PipelineProfile(
         name=name,
@@ -169,7 +180,7 @@ def _shipped(name: str) -> PipelineProfile:
         dtype=dtype,
         components=tuple(_component(part, entry, dtype) for part, entry in facts["components"].items()),
         settings=facts.get("settings", {}),
-        defaults=DefaultRequest(extra=tuple(request.pop("extra", {}).items()), **request),
+        defaults=DefaultRequest(extra=tuple(request.pop("extra", {}).items()), **pictures, **request),
         hub_id=facts["hub_id"],
         aliases=tuple(facts["aliases"]),
         max_prompt_tokens=facts["max_prompt_tokens"],

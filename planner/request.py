@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from planner.device import Device
 from planner.errors import BadBudget, BadRequest
+from planner.sizes import Sizes, sizes, spelled
 from planner.units import FORMS, format_bytes, parse_bytes, spell_bytes
 
 JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -28,6 +29,16 @@ _DTYPES = {
     "fp32": "float32",
     "float": "float32",
 }
+_EXAMPLES = {"guidance": 7.5, "strength": 0.6}
+PICTURES = {
+    "image": "a start image",
+    "mask": "a mask",
+    "control": "a control image",
+    "reference": "a reference image",
+    "last_image": "a last image",
+    "video": "a start video",
+}
+"""Fields that stand for pictures handed to the call, and what people call them."""
 
 
 class Fidelity(IntEnum):
@@ -123,6 +134,21 @@ class Request:
     steps: int | None = None
     guidance: float | None = None
     prompt_tokens: int | None = None
+    image: Sizes = ()
+    """Start images, as their sizes.  Here and below a picture, an array or a tensor may be given, or a text such as
+    `1024x768`, or True for one as large as the result; only the sizes are kept."""
+    mask: Sizes = ()
+    """Of inpainting."""
+    control: Sizes = ()
+    """Control images of a ControlNet or T2I-Adapter."""
+    reference: Sizes = ()
+    """Images whose content or style is taken up: of an IP-Adapter, say."""
+    last_image: Sizes = ()
+    """The last frame of a video."""
+    video: Sizes = ()
+    """Frames of a video to start from; a single one stands for as many as are generated."""
+    strength: float | None = None
+    """Share of the denoising steps that a start image goes through, above 0 to 1."""
     extra: tuple[tuple[str, JSON], ...] = field(default=(), hash=False)
     """Further call arguments in JSON's types, by name; lists become tuples."""
     calls: int = 1
@@ -138,11 +164,15 @@ class Request:
         for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram"):
             if getattr(self, name) is not None or name in ("images", "prompts", "calls"):
                 _check_count(name, getattr(self, name))
-        if self.guidance is not None:
-            _check_guidance(self.guidance)
+        for name in ("guidance", "strength"):
+            _check_number(name, getattr(self, name))
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise BadRequest(f"strength is {self.strength}; it has to lie above 0 and be at most 1, such as 0.6.")
         if len({name for name, _ in self.extra}) < len(self.extra):
             raise BadRequest("A call argument is given twice; give each name once.")
         object.__setattr__(self, "dtype", _dtype(self.dtype))
+        for name in PICTURES:
+            object.__setattr__(self, name, sizes(name, getattr(self, name)))
         object.__setattr__(self, "extra", tuple((name, _frozen(name, value)) for name, value in self.extra))
 
     @classmethod
@@ -163,8 +193,9 @@ class Request:
     def to_json(self) -> dict[str, JSON]:
         """All fields in JSON's types; `from_json` gives the same request back."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        pictures: dict[str, JSON] = {name: spelled(getattr(self, name)) for name in PICTURES}
         extra = {name: _thawed(value) for name, value in self.extra}
-        return {**plain, "extra": extra, "budget": str(self.budget), "fidelity": self.fidelity.name.lower()}
+        return {**plain, **pictures, "extra": extra, "budget": str(self.budget), "fidelity": self.fidelity.name.lower()}
 
 
 def _check_count(name: str, value: object) -> None:
@@ -172,9 +203,11 @@ def _check_count(name: str, value: object) -> None:
         raise BadRequest(f"{name} is {value!r}; it has to be a whole number of at least 1.")
 
 
-def _check_guidance(value: object) -> None:
+def _check_number(name: str, value: object) -> None:
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise BadRequest(f"guidance is {value!r}; it has to be a finite number such as 7.5.")
+        raise BadRequest(f"{name} is {value!r}; it has to be a finite number such as {_EXAMPLES[name]}.")
 
 
 def _dtype(name: str | None) -> str | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from planner.arguments import call_arguments
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
-from planner.errors import BadRequest, TraceFailed
+from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.metas import tensors
 from planner.program import Call, Cast, Component, Program, Variant, sample_of
@@ -221,42 +221,6 @@ def _once(
         is_weight = isinstance(tensor, torch.nn.Parameter)
         done[id(tensor)] = torch.nn.Parameter(changed, requires_grad=False) if is_weight else changed
     return done[id(tensor)]
-
-
-def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, Any]:
-    """Arguments of the pipeline call that the request stands for, as far as this pipeline takes them."""
-    accepted = inspect.signature(pipe.__call__).parameters
-    prompts, images = split(request.prompts, request.images, variant.splits)
-    words = " ".join(["word"] * (request.prompt_tokens or PROMPT_TOKENS))
-    wanted: dict[str, Any] = {
-        "prompt": [words] * prompts if prompts > 1 else words,
-        "height": request.height,
-        "width": request.width,
-        "num_frames": request.frames,
-        "num_images_per_prompt": images,
-        "num_videos_per_prompt": images,
-        "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance,
-        "output_type": "np",
-        **dict(request.extra),
-    }
-    asked = {"num_frames": request.frames, **dict(request.extra)}
-    for name, value in asked.items():
-        if value is not None and name not in accepted:
-            known = ", ".join(sorted(set(accepted) - {"args", "kwargs", "prompt"})[:12])
-            raise BadRequest(f"{type(pipe).__name__} takes no {name} (asked: {value!r}); it takes {known} and others.")
-    return {name: value for name, value in wanted.items() if name in accepted and value is not None}
-
-
-PROMPT_TOKENS = 64
-"""Tokens assumed for a prompt where the pipeline does not pad: about fifty words."""
-
-
-def split(prompts: int, images: int, splits: int) -> tuple[int, int]:
-    """Prompts and images per prompt of the largest of `splits` calls: whole prompts first, then their images."""
-    if splits <= prompts:
-        return -(-prompts // splits), images
-    return 1, -(-images // -(-splits // prompts))
 
 
 def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:

@@ -14,9 +14,20 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "units", "device", "request", "host", "hub", "profiles", "cards", "probe"),
+    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature"),
-    *("recorder", "dispatch", "effects", "replay", "trace", "offload", "techniques", "settings", "programs"),
+    *(
+        "recorder",
+        "dispatch",
+        "effects",
+        "replay",
+        "arguments",
+        "trace",
+        "offload",
+        "techniques",
+        "settings",
+        "programs",
+    ),
     *("blocks", "allocator", "workspace", "attention", "pace", "cost", "rehearsal"),
     *("solve", "choose", "plan", "reasons", "apply", "snapshot"),
     *("snippet", "explain", "tables", "auto", "cli", "__main__"),

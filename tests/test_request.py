@@ -9,10 +9,12 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from planner.device import Device
 from planner.errors import BadBudget, BadRequest
 from planner.request import Budget, Fidelity, Request
+from planner.sizes import Size
 
 CARD = Device(
     name="NVIDIA GeForce RTX 4090",
@@ -39,6 +41,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
 VALUES = st.recursive(
     SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3), max_leaves=6
 )
+PICTURES = st.sampled_from([(), True, "640x480", "auto*2, 64x32", Image.new("RGB", (8, 16))])
 REQUESTS = st.builds(
     Request,
     height=COUNTS,
@@ -49,6 +52,11 @@ REQUESTS = st.builds(
     steps=COUNTS,
     guidance=st.none() | st.floats(0, 30),
     prompt_tokens=COUNTS,
+    image=PICTURES,
+    mask=PICTURES,
+    control=PICTURES,
+    video=PICTURES,
+    strength=st.none() | st.floats(0, 1, exclude_min=True),
     extra=st.dictionaries(st.text(), VALUES, max_size=3).map(lambda extra: tuple(extra.items())),
     budget=BUDGETS,
     host_ram=st.none() | st.integers(1, 10**13),
@@ -147,10 +155,26 @@ def test_counts_with_a_default_cannot_be_none(name: str) -> None:
         Request(**{name: None})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["guidance", "strength"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "7.5", True])
-def test_guidance_is_a_finite_number(value: float) -> None:
-    with pytest.raises(BadRequest, match="guidance is"):
-        Request(guidance=value)
+def test_guidance_and_strength_are_finite_numbers(name: str, value: float) -> None:
+    with pytest.raises(BadRequest, match=f"{name} is"):
+        Request(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.01, 7])
+def test_strength_is_a_share(value: float) -> None:
+    with pytest.raises(BadRequest, match="has to lie above 0 and be at most 1"):
+        Request(strength=value)
+
+
+def test_of_pictures_only_the_sizes_are_kept() -> None:
+    request = Request.from_json({"image": Image.new("RGB", (64, 48)), "mask": True, "control": "1024x768*2"})  # type: ignore[dict-item]
+    assert request.image == (Size(width=64, height=48),)
+    assert request.mask == (Size(),)
+    assert request.control == (Size(width=1024, height=768),) * 2
+    plain = request.to_json()
+    assert (plain["image"], plain["mask"], plain["control"], plain["video"]) == ("64x48", "auto", "1024x768*2", None)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import planner.replay
 from planner import blueprint, profiles
+from planner.arguments import call_arguments, split
 from planner.cost import Cost
 from planner.errors import TraceFailed
 from planner.ghost import Ghost, ghost_of, haunted
@@ -27,7 +28,7 @@ from planner.request import Request
 from planner.settings import Settings
 from planner.snapshot import snapshot
 from planner.standin import TokenizerStandIn
-from planner.trace import Tracer, call_arguments, split, weights_of
+from planner.trace import Tracer, weights_of
 
 MiB = 2**20
 PLACEMENTS = (resident, model_offload, sequential_offload)

@@ -143,7 +143,7 @@ def test_pieces_cover_every_image_once_in_order(prompts: int, images: int, calls
 
 @given(prompts=counts, images=counts, calls=st.integers(1, 36))
 def test_the_trace_sees_the_same_portion(prompts: int, images: int, calls: int) -> None:
-    from planner.trace import split as traced
+    from planner.arguments import split as traced
 
     assert portion(prompts, images, calls) == traced(prompts, images, calls)
 

@@ -1,0 +1,210 @@
+"""Arguments of the pipeline call that a request stands for, as far as the pipeline takes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from planner.errors import BadRequest
+from planner.request import PICTURES, Request
+from planner.sizes import Size, Sizes, spelled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from planner.program import Variant
+
+PROMPT_TOKENS = 64
+"""Tokens assumed for a prompt where the pipeline does not pad: about fifty words."""
+TAKEN_AS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "images", "input_images", "cond_image"),
+    "mask": ("mask_image", "mask", "mask_video", "control_mask"),
+    "control": ("control_image", "control_video", "hint", "conditioning_frames", "pose_video", "image"),
+    "reference": ("ip_adapter_image", "image_reference", "reference_images", "reference_image", "ref_image"),
+    "last_image": ("last_image",),
+    "video": ("video",),
+}
+"""Fields of a request and the call arguments of diffusers' pipelines they become, the first that is there."""
+CONTROLLED, MASKED = ("Control", "Adapter"), ("Inpaint", "Fill")
+STARTED = ("Img2Img", "ImageToVideo", "Edit", "Upscale", "Pix2Pix", "Depth2Img", "I2V", "LatentUpsample", *MASKED)
+"""Words in the names of pipelines that need pictures though their signatures may give defaults."""
+LISTS = ("EditPlus", "ControlNetUnion")
+"""Words in the names of pipelines that want a list even of one picture."""
+FRAMES = 16
+"""Frames of a video to start from where neither the request nor the pipeline says how many."""
+
+
+def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, Any]:
+    """Arguments of one call.  Raises BadRequest for what was asked and the pipeline does not take."""
+    accepted = inspect.signature(pipe.__call__).parameters
+    prompts, images = split(request.prompts, request.images, variant.splits)
+    words = " ".join(["word"] * (request.prompt_tokens or PROMPT_TOKENS))
+    pictures = Pictures(pipe, request, accepted)
+    wanted: dict[str, Any] = {
+        "prompt": [words] * prompts if prompts > 1 else words,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.frames,
+        "num_images_per_prompt": images,
+        "num_videos_per_prompt": images,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "strength": request.strength,
+        "output_type": "np",
+        **pictures.arguments(),
+        **_embeddings(pipe, accepted, prompts, pictures.result),
+        **dict(request.extra),
+    }
+    frames = None if "video" in accepted else request.frames
+    asked = {"num_frames": frames, "strength": request.strength, **dict(request.extra)}
+    for name, value in asked.items():
+        if value is not None and name not in accepted:
+            raise _refusal(pipe, name, repr(value), accepted)
+    return {name: value for name, value in wanted.items() if name in accepted and value is not None}
+
+
+def split(prompts: int, images: int, splits: int) -> tuple[int, int]:
+    """Prompts and images per prompt of the largest of `splits` calls: whole prompts first, then their images."""
+    if splits <= prompts:
+        return -(-prompts // splits), images
+    return 1, -(-images // -(-splits // prompts))
+
+
+class Pictures:
+    """The pictures that one call is handed: those asked for, and those without which the pipeline would not start."""
+
+    def __init__(self, pipe: Any, request: Request, accepted: Mapping[str, inspect.Parameter]) -> None:
+        self._pipe, self._request, self._accepted = pipe, request, accepted
+        self._kind = type(pipe).__name__
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Width and height of what is generated: as asked, else as the pipeline's defaults are."""
+        usual = _usual(self._pipe, self._accepted)
+        return self._request.width or usual[0], self._request.height or usual[1]
+
+    def arguments(self) -> dict[str, Any]:
+        """Black pictures by argument; masks are white."""
+        needed = dict(self._needed())
+        made: dict[str, Any] = {}
+        for field in PICTURES:
+            asked: Sizes = getattr(self._request, field)
+            if not (wanted := asked or needed.get(field, ())):
+                continue
+            name = next((n for n in TAKEN_AS[field] if n in self._accepted and n not in made), None)
+            if name is None and asked:
+                raise _refusal(self._pipe, field, spelled(asked) or "", self._accepted)
+            if name is not None:
+                made[name] = self._value(name, wanted)
+        return made
+
+    def _needed(self) -> Iterator[tuple[str, Sizes]]:
+        """Fields the pipeline cannot do without, each with as many pictures as it wants."""
+        controlled = _has(self._kind, CONTROLLED)
+        if controlled:
+            yield "control", (Size(),) * _parts(self._pipe, ("controlnet", "adapter"), ("nets", "adapters"))
+        if _has(self._kind, STARTED) or (not controlled and self._required("image")):
+            yield "image", (Size(),)
+        if _has(self._kind, MASKED) or self._required("mask_image"):
+            yield "mask", (Size(),)
+        if "VideoToVideo" in self._kind or self._required("video"):
+            yield "video", (Size(),)
+        if count := _image_adapters(self._pipe):
+            yield "reference", (Size(),) * count
+
+    def _required(self, name: str) -> bool:
+        return name in self._accepted and self._accepted[name].default is inspect.Parameter.empty
+
+    def _value(self, name: str, wanted: Sizes) -> Any:
+        pictures = [self._picture(name, size) for size in wanted]
+        moving = "video" in name or name == "conditioning_frames" or (name == "mask" and "video" in self._accepted)
+        if moving and len(pictures) == 1:
+            pictures *= self._request.frames or _default(self._accepted, "num_frames") or FRAMES
+        if name == "hint":
+            return _tensor(pictures)
+        if moving or len(pictures) > 1 or name.endswith("images") or _has(self._kind, LISTS):
+            return pictures
+        return pictures[0]
+
+    def _picture(self, name: str, size: Size) -> Image:
+        from PIL import Image
+
+        mask = name in TAKEN_AS["mask"]
+        grey = mask or (name == "image" and _channels(getattr(self._pipe, "adapter", None)) == 1)
+        width, height = self.result
+        sides = (size.width or width, size.height or height)
+        return Image.new("L" if grey else "RGB", sides, 255 if mask else 0)
+
+
+def _refusal(pipe: Any, name: str, value: str, accepted: Mapping[str, Any]) -> BadRequest:
+    known = ", ".join(sorted(set(accepted) - {"args", "kwargs", "prompt"})[:12])
+    return BadRequest(f"{type(pipe).__name__} takes no {name} (asked: {value}); it takes {known} and others.")
+
+
+def _has(kind: str, words: tuple[str, ...]) -> bool:
+    return any(word in kind for word in words)
+
+
+def _parts(pipe: Any, names: tuple[str, ...], lists: tuple[str, ...]) -> int:
+    """How many models a component unites, as several ControlNets or adapters may be one component."""
+    part = next((getattr(pipe, name) for name in names if getattr(pipe, name, None) is not None), None)
+    return next((len(getattr(part, several)) for several in lists if hasattr(part, several)), 1)
+
+
+def _image_adapters(pipe: Any) -> int:
+    """IP-Adapters that are loaded; each wants an image."""
+    denoisers = [getattr(pipe, name, None) for name in ("unet", "transformer")]
+    projections = [getattr(part, "encoder_hid_proj", None) for part in denoisers]
+    layers = [len(getattr(p, "image_projection_layers", ())) for p in projections]
+    return sum(layers) or int(any(getattr(part, "image_proj", None) is not None for part in denoisers))
+
+
+def _channels(part: Any) -> int:
+    inner = getattr(part, "adapters", (part,))[0]
+    return int(_config(inner).get("in_channels", 3))
+
+
+def _config(part: Any) -> Mapping[str, Any]:
+    return getattr(part, "config", None) or {}
+
+
+def _usual(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[int, int]:
+    """Width and height a pipeline makes by default, for pipelines whose signature or denoiser says so; else 1024."""
+    width, height = _default(accepted, "width"), _default(accepted, "height")
+    if width and height:
+        return width, height
+    config = _config(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None))
+    scale = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 1
+    side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
+    match config.get("sample_width") or side, config.get("sample_height") or side:
+        case (int(across), int(down)):
+            return across * int(scale), down * int(scale)
+    return 1024, 1024
+
+
+def _default(accepted: Mapping[str, inspect.Parameter], name: str) -> int:
+    value = accepted[name].default if name in accepted else None
+    return value if isinstance(value, int) else 0
+
+
+def _tensor(pictures: list[Image]) -> Any:
+    import torch
+
+    return torch.zeros(len(pictures), 3, pictures[0].height, pictures[0].width)
+
+
+def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tuple[int, int]) -> dict[str, Any]:
+    """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size."""
+    import torch
+
+    if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
+        step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
+        width, height = (ceil(side / step) for side in result)
+        return {"image_embeddings": torch.zeros(prompts, 16, height, width)}
+    size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
+    names = ("image_embeds", "negative_image_embeds")
+    if not size or "negative_image_embeds" not in accepted:
+        return {}
+    return {name: torch.zeros(prompts, size) for name in names}
