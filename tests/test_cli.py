@@ -20,7 +20,7 @@ from rich.console import Console
 from planner import auto, cli, profiles, tables
 from planner.errors import TraceFailed
 from planner.plan import Infeasible, Plan
-from planner.request import Fidelity, Request
+from planner.request import Budget, Fidelity, Request
 
 ON_CARD = ("--gpu", "rtx-3070")
 
@@ -152,7 +152,7 @@ def test_the_request_arrives_whole(answered: list[Any]) -> None:
     assert given["device"].name == "NVIDIA GeForce RTX 3070"
     assert given["request"] == Request(
         height=2224, width=3840, images=2, prompts=3, frames=5, steps=20, guidance=7.5, prompt_tokens=9,
-        budget=cli.Budget.parse("75%"), dtype="bfloat16", fidelity=Fidelity.LOSSY, host_ram=16_000_000_000,
+        budget=Budget.parse("75%"), dtype="bfloat16", fidelity=Fidelity.LOSSY, host_ram=16_000_000_000,
         extra=(("sigmas", (1, 0.5)), ("negative_prompt", "blue")),
     )  # fmt: skip
 

@@ -1,0 +1,125 @@
+"""What several commands are asked with: a model, a call of it, its limits and a card."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+
+from planner.device import Device
+from planner.errors import BadRequest
+from planner.request import JSON, PICTURES, Budget, Fidelity, Request
+from planner.units import parse_bytes
+
+Command = Callable[..., None]
+
+
+def _picture(field: str) -> Callable[[Command], Command]:
+    """The option for a picture the call is handed; without a size, one as large as the result."""
+    words = f"Hand over {PICTURES[field]} of this SIZE, such as 1024x768; without it, of the result's."
+    option = f"--{field.replace('_', '-')}"
+    return click.option(option, field, is_flag=False, flag_value="auto", metavar="[SIZE]", help=words)
+
+
+CARD = (
+    click.option("--gpu", metavar="NAME", help="Plan for this card, such as rtx-3070; `profiles --gpus` lists them."),
+    click.option("--vram", metavar="SIZE", help="Plan for a card of this much memory, such as 8GiB."),
+)
+CALL = (
+    click.option(
+        "--budget", metavar="SIZE", default="auto", help="8GB, 8GiB, 80%, auto-1GB or auto: all that is free."
+    ),
+    click.option("--height", type=int, help="Pixels."),
+    click.option("--width", type=int, help="Pixels."),
+    click.option("--batch", "images", type=int, default=1, metavar="N", help="Images or videos for each prompt."),
+    click.option("--prompts", type=int, default=1, metavar="N", help="Prompts in one call."),
+    click.option("--frames", type=int, help="Frames of a video."),
+    click.option("--steps", type=int, help="Denoising steps."),
+    click.option("--guidance", type=float, help="Guidance scale."),
+    click.option("--prompt-tokens", type=int, metavar="N", help="Length of a prompt where it is not padded."),
+    *map(_picture, PICTURES),
+    click.option("--strength", type=float, help="Share of the steps that a start image goes through."),
+    click.option(
+        "--calls", type=int, default=1, metavar="N", help="Calls of this shape to come; compiling needs several."
+    ),
+    click.option("--dtype", metavar="NAME", help="fp16, bf16 or fp32: load the weights so."),
+    click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy."),
+    click.option("--host-ram", metavar="SIZE", help="Host memory the plan may use."),
+    click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Further call argument; a JSON value."),
+)
+"""Fields of a request."""
+FIELDS = {field.name for field in fields(Request)} | {"arguments"}
+WITH = click.option("--with", "including", multiple=True, metavar="COMPONENT", help="Load an optional component too.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked of a command that plans."""
+
+    model: str
+    request: Request
+    device: Device | None
+    """None: the first card of this machine."""
+    components: tuple[str, ...]
+
+
+def as_json(what: str) -> Callable[[Command], Command]:
+    """The option --json."""
+    return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
+
+
+def asks(command: Command) -> Command:
+    """A model to plan, a call of it and a card; the command gets them as `asked`."""
+
+    @functools.wraps(command)
+    def parsed(*, model: str, gpu: str | None, vram: str | None, including: tuple[str, ...], **given: Any) -> None:
+        wanted = {name: given.pop(name) for name in FIELDS & given.keys()}
+        asked = Asked(model=model, request=_request(**wanted), device=_device(gpu, vram), components=including)
+        command(asked=asked, **given)
+
+    for option in reversed((*CARD, *CALL, WITH)):
+        parsed = option(parsed)
+    return click.argument("model")(parsed)
+
+
+def _request(*, budget: str, fidelity: str, host_ram: str | None, arguments: tuple[str, ...], **plain: Any) -> Request:
+    return Request(
+        budget=Budget.parse(budget),
+        fidelity=Fidelity.parse(fidelity),
+        host_ram=None if host_ram is None else parse_bytes(host_ram),
+        extra=tuple(map(_argument, arguments)),
+        **plain,
+    )
+
+
+def _argument(text: str) -> tuple[str, JSON]:
+    from planner.snippet import ARGUMENTS
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise BadRequest(f"--arg {text!r} is not KEY=VALUE; write --arg max_sequence_length=256, say.")
+    if field := next((field for field, argument in ARGUMENTS.items() if argument == name), None):
+        raise BadRequest(f"--arg {name} has an option of its own; write --{field} {value}.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise BadRequest(f"--arg {name}: {value!r} is not JSON; write text as {name}='\"text\"'.") from None
+
+
+def _device(gpu: str | None, vram: str | None) -> Device | None:
+    """The card that was named, None for this machine's own."""
+    if gpu and vram:
+        raise click.UsageError("--gpu and --vram both name a card; give one of them.")
+    if gpu is not None:
+        from planner.cards import card
+
+        return card(gpu)
+    if vram is not None:
+        from planner.probe import device_of_size
+
+        return device_of_size(parse_bytes(vram))
+    return None

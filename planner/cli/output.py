@@ -1,0 +1,87 @@
+"""What commands print: pages for people, JSON for programs, one sentence for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.errors import PlannerError
+from planner.plan import Infeasible
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+LIBRARIES = ("diffusers", "transformers")
+
+
+@contextmanager
+def working(words: str) -> Iterator[None]:
+    """A line that moves on stderr while something takes its time; nothing where nobody watches.
+
+    What libraries say meanwhile about the ghosts they work on stays off the terminal, unless it was asked for.
+    """
+    for library in LIBRARIES:
+        os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        if not sys.stderr.isatty():
+            yield
+            return
+        with console(stderr=True).status(words):
+            yield
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Plain rich: no markup, emoji or guesses at what a number is."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def show(parts: Iterable[RenderableType]) -> None:
+    """Print for people: no spaces that nobody sees, and lines of code whole on narrow terminals."""
+    printer = console()
+    with printer.capture() as page:
+        for part in parts:
+            printer.print(part, crop=False)
+    click.echo("\n".join(line.rstrip() for line in page.get().splitlines()), color=True)
+
+
+def show_json(value: object) -> None:
+    """Print for programs."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def complain(sentence: str) -> None:
+    """One sentence on stderr."""
+    click.echo(f"Error: {sentence}", err=True)
+
+
+def refuse(error: PlannerError | click.UsageError, *, as_json: bool) -> None:
+    """Say what went wrong: a sentence on stderr, or a JSON object on stdout."""
+    sentence = error.format_message() if isinstance(error, click.UsageError) else " ".join(str(error).split())
+    if as_json:
+        show_json({"error": sentence, "kind": type(error).__name__, **_evidence(error)})
+        return
+    complain(sentence)
+    if isinstance(error, Infeasible):
+        from planner import explain
+
+        show(explain.refusal(error))
+
+
+def _evidence(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, Infeasible):
+        return {}
+    plain = {name: getattr(error, name) for name in ("phase", "over", "smallest_budget", "largest_size")}
+    return plain | {"leanest": error.leanest.to_json()}
