@@ -115,8 +115,8 @@ def _serves(program: Program, device: Device, backend: str) -> bool:
 def _card_serves(device: Device, backend: str, dtype: str) -> bool:
     if backend in ("flash", "cudnn"):
         return device.compute_capability >= (8, 0)
-    if backend == "efficient":
-        return dtype != "bfloat16" or device.compute_capability >= (8, 0)
+    if backend in ("efficient", "xformers") and dtype == "bfloat16" and device.compute_capability < (8, 0):
+        return False
     if backend == "xformers":  # its general kernel ends with compute capability 9.0
         return device.compute_capability <= (9, 0) and importlib.util.find_spec("xformers") is not None
     return True

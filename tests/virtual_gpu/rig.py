@@ -175,15 +175,17 @@ class Server:
         vram: int = 80 * GIB,
         cc: str = "8.0",
         limit: int = LIMIT,
+        warm: str = "",
         **card: str | int,
     ) -> Any:
         """Run code of one's own in a process that sees the card.  Raises Failed.
 
         A function is sent as its source and called with `arguments`; it imports what it needs itself, and its result is
         the answer.  Source text or a file finds them in `arguments` and leaves the result in `answer`.  Either must fit
-        JSON.
+        JSON.  `warm` names a shipped profile whose classes the server imports first, once for all that follow.
         """
         request = {
+            "warm": warm,
             "script": _sent(code),
             "arguments": arguments or {},
             "card": _variables(vram, cc, card),

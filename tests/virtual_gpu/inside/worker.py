@@ -36,7 +36,7 @@ def main() -> None:
 
 def _import_classes(request: dict[str, Any]) -> None:
     """Import here, once, what children will want."""
-    job = request.get("job", {})
+    job = request.get("job") or {"model": request.get("warm")}
     if source := job.get("model") or job.get("folder"):
         profile = profiles.find(source) if "model" in job else profiles.read_folder(Path(source))
         find("", profile.pipeline)
