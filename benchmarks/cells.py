@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 from planner import profiles
+from planner.auto import with_defaults
 from planner.cards import catalogue
 from planner.choose import Chooser, described
 from planner.device import Device
@@ -56,11 +57,11 @@ class Setting:
     @property
     def request(self) -> Request:
         """The call, with what the profile usually asks for."""
-        usual = profiles.find(self.model).defaults
-        return Request(
+        asked = Request(
             height=self.height, width=self.width, frames=self.frames, images=self.images, steps=STEPS,
-            guidance=usual.guidance, extra=usual.extra, fidelity=Fidelity.LOSSY,
+            fidelity=Fidelity.LOSSY,
         )  # fmt: skip
+        return with_defaults(asked, profiles.find(self.model))
 
     def programs(self, cache: Path) -> Programs:
         """Recorded programs of this call."""

@@ -67,19 +67,19 @@ def options_of(words: str) -> tuple[Option, ...]:
 def on_the_card(model: str, dtype: str | None, request: dict[str, Any], options: list[list[Any]]) -> dict[str, Any]:
     """Sent to the virtual GPU: peaks of the call that a request stands for, after techniques were applied."""
     import torch
-    from inside import arguments, pipelines, smallvalues
+    from inside import pipelines, smallvalues
     from inside.peaks import Peaks
 
+    from planner.arguments import call_arguments
     from planner.program import Variant
     from planner.request import Request
     from planner.techniques import DEFAULT, Option
-    from planner.trace import call_arguments
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     pipe = pipelines.shipped(model, dtype)
     peaks = Peaks(pipe)
     techniques = {technique.name: technique for technique in DEFAULT}
-    call = arguments.of(pipe, call_arguments(pipe, Request.from_json(request), Variant()))
+    call = call_arguments(pipe, Request.from_json(request), Variant())
     outcome = "ran"
     try:
         for name, value in options:

@@ -97,10 +97,10 @@ def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[st
     profile = model if isinstance(model, PipelineProfile) else profiles.resolve(model)
     profile = profile.including(*components)
     name = profile.name if profile.hub_id else str(model)
-    return name, FromProfile(profile, request.dtype), _with_defaults(request, profile), request.dtype or profile.dtype
+    return name, FromProfile(profile, request.dtype), with_defaults(request, profile), request.dtype or profile.dtype
 
 
-def _with_defaults(request: Request, profile: PipelineProfile) -> Request:
+def with_defaults(request: Request, profile: PipelineProfile) -> Request:
     """What the request leaves open, as the profile says it is usually asked for."""
     usual = profile.defaults
     open_ = {

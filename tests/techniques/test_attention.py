@@ -137,6 +137,16 @@ def test_nothing_to_switch_nothing_offered() -> None:
     )
 
 
+@pytest.mark.parametrize(("capability", "there"), [((7, 5), False), ((8, 6), True)])
+def test_xformers_has_no_bfloat16_kernels_below_ampere(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], there: bool
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    plain = unets(programs.attention(dtype="bfloat16"))
+    options = ATTENTION.options(plain, programs.device(capability), REQUEST)
+    assert ("xformers" in {option.value for option in options}) == there
+
+
 def test_xformers_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, capability, values in ((object(), (8, 9), True), (None, (8, 9), False), (object(), (12, 0), False)):
         monkeypatch.setattr("importlib.util.find_spec", lambda _, found=found: found)
