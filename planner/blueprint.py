@@ -42,12 +42,13 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
 
 def _part(part: ComponentProfile, dtype: str | None) -> Any:
     if part.role == "tokenizer":
-        return TokenizerStandIn(part.max_length)
+        return TokenizerStandIn(part.max_length, getattr(transformers, part.kind, None))
     kind = _find(part.library, part.kind)
     try:
         match part.role:
             case "processor":
-                return TokenizerStandIn(part.max_length) if "VL" in part.kind else kind()
+                images_only = part.kind.endswith(("ImageProcessor", "FeatureExtractor"))
+                return kind() if images_only else TokenizerStandIn(part.max_length, kind)
             case "scheduler" | "guider":
                 return kind.from_config(dict(part.config))
         return module_of(kind, part, getattr(torch, dtype or part.dtype))

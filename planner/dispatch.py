@@ -8,9 +8,15 @@ from typing import Any, Literal
 
 import numpy
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from planner import metas
 from planner.ghost import LARGE
@@ -38,6 +44,11 @@ CONTIGUOUS = {aten.native_group_norm.default, aten.native_layer_norm.default}
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
+HUGE = 1 << 22
+"""Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
+against every other take more than any host has."""
+
+
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Sees every operation below autograd, on ghosts and on real tensors alike."""
 
@@ -62,6 +73,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
                 args = (self._copied(args[0]), *args[1:])
             out = metas.result(func, args, kwargs, self._mode)
             if out is NotImplemented:
+                out = self._huge(func, args, kwargs)
+            if out is NotImplemented:
                 out = func(*_counted(func, args), **kwargs)
         if func.is_view:
             return out
@@ -73,6 +86,23 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         if outs and func not in NO_KERNEL:
             self._recorder.ran(kernel_of(func, args, kwargs, outs))
         return out
+
+    def _huge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result as ghosts where real tensors would make a huge one; else NotImplemented."""
+        given = list(tensors((args, kwargs)))
+        if func.is_view or func._schema.is_mutable or any(isinstance(t, FakeTensor) for t in given):
+            return NotImplemented
+        if all(t.numel() < LARGE for t in given):
+            return NotImplemented
+        try:
+            with self._mode:
+                ghosts = func(*tree_map(self._ghost, args), **tree_map(self._ghost, kwargs))
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return NotImplemented
+        return ghosts if any(t.numel() >= HUGE for t in tensors(ghosts)) else NotImplemented
+
+    def _ghost(self, value: Any) -> Any:
+        return self._mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         copy = tensor.contiguous()
@@ -99,6 +129,8 @@ class Functions(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
             return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
+        if func is torch.Tensor.bincount and isinstance(args[0], FakeTensor):
+            return torch.tensor([args[0].numel()])  # a ghost's numbers count as zeros: a router sends all to one expert
         if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
             return _on_host(args[0])
         if func is torch.Tensor.to and on_host(args[0], self._recorder):
@@ -189,7 +221,7 @@ def _makes_ghost(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
     if not all(isinstance(n, int) for n in size) or prod(size) < LARGE:
         return False
-    return func in RANDOM or dtype.is_floating_point
+    return func in RANDOM or dtype.is_floating_point or prod(size) >= HUGE
 
 
 def _counted(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from planner.errors import BadRequest, UnknownModel
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 INDEX = "model_index.json"
+TOKENIZER = "tokenizer_config.json"
 LIBRARIES = ("diffusers", "transformers")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names in a safetensors header, and torch's."""
@@ -97,7 +98,7 @@ def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
 
 def tokenizer_length(folder: Path) -> int:
     """`model_max_length` of a tokenizer folder; 0 where it names none."""
-    file = folder / "tokenizer_config.json"
+    file = folder / TOKENIZER
     length = read_json(file).get("model_max_length") if file.is_file() else None
     return length if isinstance(length, int) and length < 2**31 else 0  # transformers writes 10**30 for "no limit"
 

@@ -105,6 +105,8 @@ class PipelineProfile:
     """Arguments of the pipeline class that are no components."""
     defaults: DefaultRequest = DefaultRequest()
     hub_id: str = ""
+    family: str = ""
+    """What it is listed under; empty for a folder."""
     aliases: tuple[str, ...] = ()
     max_prompt_tokens: int = 0
     """Tokens of a prompt the text encoders see at most; 0 where unknown."""
@@ -182,6 +184,7 @@ def _shipped(name: str) -> PipelineProfile:
         settings=facts.get("settings", {}),
         defaults=DefaultRequest(extra=tuple(request.pop("extra", {}).items()), **pictures, **request),
         hub_id=facts["hub_id"],
+        family=facts["family"],
         aliases=tuple(facts["aliases"]),
         max_prompt_tokens=facts["max_prompt_tokens"],
         license=facts["license"],
@@ -196,13 +199,20 @@ def _component(name: str, facts: dict[str, Any], dtype: str) -> ComponentProfile
         name=name,
         library=library,
         kind=kind,
-        config=facts.get("config", {}),
+        config=_nulled(facts.get("config", {})),
         stored=facts.get("stored", ""),
         parameters=facts.get("parameters", 0),
         max_length=facts.get("max_length", 0),
         optional=facts.get("optional", False),
     )
     return replace(part, dtype=facts.get("dtype", dtype)) if part.role == "model" else part
+
+
+def _nulled(value: Any) -> Any:
+    """A configuration as its class takes it: TOML has no None, so an empty table inside a list stands for it."""
+    if isinstance(value, dict):
+        return {key: _nulled(item) for key, item in value.items()}
+    return [_nulled(item) if item != {} else None for item in value] if isinstance(value, list) else value
 
 
 def read_folder(path: Path) -> PipelineProfile:
@@ -241,7 +251,7 @@ def _from_folder(path: Path, name: str, library: str, kind: str, checked: bool) 
 
 
 def write_folder(model: str | PipelineProfile, path: Path) -> None:
-    """Write a profile in hub layout: `model_index.json` and configurations, no weights and no tokenizer files."""
+    """Write a profile in hub layout: `model_index.json` and configurations, no weights and no vocabularies."""
     pipeline = find(model) if isinstance(model, str) else model
     index: dict[str, Json] = {"_class_name": pipeline.pipeline, **pipeline.settings}
     for part in pipeline.components:
@@ -250,6 +260,8 @@ def write_folder(model: str | PipelineProfile, path: Path) -> None:
     for part in pipeline.loaded:
         if part.role in CONFIG_FILES:
             hub.write_json(path / part.name / CONFIG_FILES[part.role], _heading(part) | dict(part.config))
+        elif part.max_length:
+            hub.write_json(path / part.name / hub.TOKENIZER, {"model_max_length": part.max_length})
 
 
 def _heading(part: ComponentProfile) -> dict[str, Json]:

@@ -18,10 +18,16 @@ class TokenizerStandIn:
     pad_token_id = bos_token_id = eos_token_id = unk_token_id = 0
     pad_token = eos_token = "<pad>"  # noqa: S105  (a word of the vocabulary)
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, max_length: int, kind: type | None = None) -> None:
         self.model_max_length = max_length or 512
+        self._kind = kind
         self.added_tokens_encoder: dict[str, int] = {}
         self.tokenizer = self
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """The class it stands for: some pipelines ask which tokenizer they have."""
+        return self._kind or TokenizerStandIn
 
     def tokenize(self, text: str, **_: object) -> list[str]:
         """The tokens of `text`."""
@@ -33,7 +39,7 @@ class TokenizerStandIn:
 
     def __call__(
         self,
-        text: str | Sequence[str] = "",
+        text: str | Sequence[str] | None = "",
         max_length: int | None = None,
         padding: bool | str = False,
         truncation: bool = False,
@@ -44,7 +50,7 @@ class TokenizerStandIn:
         import torch
         from transformers import BatchEncoding
 
-        rows = [text] if isinstance(text, str) else list(text)
+        rows = [text or ""] if isinstance(text, str | None) else list(text)
         limit = max_length or self.model_max_length
         counts = [min(len(self.encode(row)), limit) if truncation else len(self.encode(row)) for row in rows]
         width = limit if padding == "max_length" else max(counts)
