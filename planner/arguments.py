@@ -47,6 +47,7 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
         "height": request.height,
         "width": request.width,
         "num_frames": request.frames,
+        "video_length": request.frames,
         "num_images_per_prompt": images,
         "num_videos_per_prompt": images,
         "num_inference_steps": request.steps,
@@ -57,7 +58,7 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
         **_embeddings(pipe, accepted, prompts, pictures.result),
         **dict(request.extra),
     }
-    frames = None if "video" in accepted else request.frames
+    frames = None if {"video", "video_length"} & set(accepted) else request.frames
     asked = {"num_frames": frames, "strength": request.strength, **dict(request.extra)}
     for name, value in asked.items():
         if value is not None and name not in accepted:

@@ -42,7 +42,8 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
 
 def _part(part: ComponentProfile, dtype: str | None) -> Any:
     if part.role == "tokenizer":
-        return TokenizerStandIn(part.max_length, getattr(transformers, part.kind, None))
+        kind = getattr(transformers, part.kind, None)
+        return TokenizerStandIn(part.max_length, kind, positions="ChatGLM" in part.kind)
     kind = _find(part.library, part.kind)
     try:
         match part.role:

@@ -18,7 +18,6 @@ from planner.program import (
     Cast,
     Conv,
     Drop,
-    Enter,
     Event,
     Free,
     Kernel,
@@ -26,6 +25,7 @@ from planner.program import (
     Plain,
     Program,
     Run,
+    calls,
 )  # fmt: skip
 
 GRAIN = 512
@@ -99,13 +99,12 @@ class Cost:
         walk = walk.copy(program) if walk else Walk.begin(self, program)
         kept = [w for w in walked if w.place <= walk.place]
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
-        for place in range(walk.place, len(events)):
-            event = events[place]
-            if isinstance(event, (Call, Enter)) and event.module and event.module != walk.now:
+        for place, (event, called) in enumerate(calls(events[walk.place :]), walk.place):
+            if called and called != walk.now:
                 walk.place = place
                 kept.append(walk.copy(program))
-                tracing = program.tracing if event.module in denoisers else "none"
-                walk.turn(event.module, tracing, self._calls * program.variant.splits)
+                tracing = program.tracing if called in denoisers else "none"
+                walk.turn(called, tracing, self._calls * program.variant.splits)
             walk.take(event)
         self._walks[key] = events, kept
         return walk.phases(program.variant.splits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.program import Call, Cast, Drop, Empty, Enter, Event, Exit, Load, Program, streamed
+from planner.program import Cast, Drop, Empty, Enter, Event, Exit, Load, Program, calls, streamed
 
 
 def resident(program: Program) -> Program:
@@ -28,19 +28,19 @@ def _moved(program: Program) -> Iterator[Event]:
     before = dict(zip(chain[1:], chain, strict=False))
     here = {name for name in weights if name in program.excluded and name not in chain}
     yield from (Load(name, weights[name]) for name in weights if name in here)
-    for event in program.recordings[program.course].events:
+    for event, called in calls(program.recordings[program.course].events):
         if isinstance(event, Cast):
             weights[event.component] = event.weights
             if event.component not in here:
                 continue  # cast where it is: on the host
-        if isinstance(event, (Call, Enter)) and (name := event.module.partition(".")[0]) in weights:
+        if (name := called.partition(".")[0]) in weights:
             if before.get(name) in here:
                 here.discard(before[name])
                 yield Drop(before[name], copied=True)
                 yield Empty()
             if name not in here:  # arriving is part of the phase that begins
                 here.add(name)
-                yield from (Enter(event.module, ()), Load(name, weights[name]), Exit())
+                yield from (Enter(called, ()), Load(name, weights[name]), Exit())
         yield event
     yield from (Drop(name, copied=True) for name in weights if name in here and name not in program.excluded)
 

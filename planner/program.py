@@ -7,7 +7,7 @@ code asked for them; rounding, scratch memory and time are the business of the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -167,6 +167,17 @@ def sample_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 STREAMED = 2**32
 """Added to a recording's index: the same body with its weights streamed."""
+
+
+def calls(events: Iterable[Event]) -> Iterator[tuple[Event, str]]:
+    """Each event of a course with the component call that begins there, or nothing.
+
+    What a body calls that is written into the course is none of the pipeline's own calls.
+    """
+    depth = 0
+    for event in events:
+        yield event, event.module if isinstance(event, (Call, Enter)) and not depth else ""
+        depth += isinstance(event, Enter) - isinstance(event, Exit)
 
 
 def streamed(recording: Recording, stay: frozenset[str] = frozenset()) -> tuple[Event, ...]:

@@ -24,6 +24,7 @@ from planner.program import (
     Matmul,
     Program,
     Run,
+    calls,
 )
 
 ROUNDS = 2
@@ -53,9 +54,9 @@ def rehearse(program: Program, device: Device, *, capacity: int | None = None, c
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
-        for event in program.recordings[program.course].events:
-            if isinstance(event, (Call, Enter)) and event.module:
-                now = event.module
+        for event, called in calls(program.recordings[program.course].events):
+            if called:
+                now = called
                 stage.allocator.reset_peaks()
             stage.take(event, stage.course)
             seen = peaks.get(now, (0, 0))

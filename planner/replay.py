@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner.dispatch import nbytes
 from planner.effects import Effect, effect_of, repeat
+from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
@@ -62,6 +63,27 @@ class Replay:
             return self._run(owner, real, name, module, buffers, args, kwargs)
 
         setattr(owner, method, recorded)
+
+    def wrap_mask(self, owner: torch.nn.Module, method: str) -> None:
+        """Record one round of a loop over the rows of a causal mask, and note it once a row.
+
+        `method` takes frames, pixels of a frame, dtype, device and batch size; half a row is zeros on average.
+        """
+        real = getattr(owner, method)
+
+        @functools.wraps(real)
+        def masked(n_frame: int, n_hw: int, dtype: Any, device: Any, batch_size: int | None = None) -> torch.Tensor:
+            rows = n_frame * n_hw
+            if self._recorder.depth == 0 or rows < LARGE:
+                return cast(torch.Tensor, real(n_frame, n_hw, dtype, device, batch_size))
+            mask = torch.full((rows, rows), float("-inf"), dtype=dtype, device=device)
+            self._recorder.enter("", method)
+            self._run(owner, lambda row: row.fill_(0), f"{method}.round", "", False, (mask[0, : rows // 2],), {})
+            self._recorder.again(rows - 1)
+            self._recorder.leave()
+            return mask if batch_size is None else mask.unsqueeze(0).expand(batch_size, -1, -1)
+
+        setattr(owner, method, masked)
 
     def wrap_blend(self, owner: torch.nn.Module, method: str, dimension: int) -> None:
         """Record one round of a loop over the rows of a seam, and note it once a row.

@@ -18,14 +18,15 @@ class TokenizerStandIn:
     pad_token_id = bos_token_id = eos_token_id = unk_token_id = 0
     pad_token = eos_token = "<pad>"  # noqa: S105  (a word of the vocabulary)
 
-    def __init__(self, max_length: int, kind: type | None = None) -> None:
+    def __init__(self, max_length: int, kind: type | None = None, *, positions: bool = False) -> None:
         self.model_max_length = max_length or 512
         self._kind = kind
+        self._positions = positions
         self.added_tokens_encoder: dict[str, int] = {}
         self.tokenizer = self
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]  # object's own can be set
+    def __class__(self) -> type:
         """The class it stands for: some pipelines ask which tokenizer they have."""
         return self._kind or TokenizerStandIn
 
@@ -58,7 +59,8 @@ class TokenizerStandIn:
         for row, count in zip(mask, counts, strict=True):
             row[width - count if self.padding_side == "left" else 0 :][:count] = 1
         if return_tensors:
-            return BatchEncoding({"input_ids": torch.zeros_like(mask), "attention_mask": mask})
+            places = {"position_ids": torch.arange(width).repeat(len(rows), 1)} if self._positions else {}
+            return BatchEncoding({"input_ids": torch.zeros_like(mask), "attention_mask": mask, **places})
         masks = mask.tolist() if padding else [[1] * count for count in counts]
         ids = [[0] * len(row) for row in masks]
         one = isinstance(text, str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
@@ -18,8 +19,8 @@ from planner.program import ITEM_SIZE
 from planner.units import format_bytes
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-WIDE = 100
-"""Columns from which a hub id needs no second line."""
+WIDE, NARROW = 100, 80
+"""Columns from which a hub id needs no second line, and below which sizes and dtypes are left out."""
 
 
 def devices_table(devices: Iterable[Device]) -> Table:
@@ -53,18 +54,27 @@ def cards_json() -> list[dict[str, Any]]:
 
 
 def pipelines_table(width: int) -> Table:
-    """The shipped pipelines, on a terminal of `width` columns."""
-    table = _table(("name", ""), ("size", ""), ("dtype", ""), ("weights", "r"), ("hub id", ""), fold="hub id")
-    for profile in map(profiles.find, profiles.names()):
-        hub_id = profile.hub_id if width >= WIDE else profile.hub_id.replace("/", "/\n")
-        dtype = SHORT[profile.dtype]
-        table.add_row(profile.name, _size(profile), dtype, format_bytes(weights(profile)), Text(hub_id))
+    """The shipped pipelines by family, on a terminal of `width` columns."""
+    figures = (("size", ""), ("dtype", "")) if width >= NARROW else ()
+    table = _table(("name", ""), *figures, ("weights", "r"), ("hub id", ""), fold="hub id")
+    for family, members in groupby(_by_family(), key=lambda profile: profile.family):
+        table.add_section()
+        table.add_row(Text(family, style="bold"))
+        for profile in members:
+            hub_id = profile.hub_id if width >= WIDE else profile.hub_id.replace("/", "/\n")
+            shown = (_size(profile), SHORT[profile.dtype]) if figures else ()
+            table.add_row(profile.name, *shown, format_bytes(weights(profile)), Text(hub_id))
     return table
+
+
+def _by_family() -> list[PipelineProfile]:
+    found = map(profiles.find, profiles.names())
+    return sorted(found, key=lambda profile: (profile.family.casefold(), profile.name))
 
 
 def pipelines_json() -> list[dict[str, Any]]:
     """The same as plain values; `weights` in bytes."""
-    return [_facts(profile) for profile in map(profiles.find, profiles.names())]
+    return [_facts(profile) for profile in _by_family()]
 
 
 def weights(profile: PipelineProfile) -> int:
@@ -73,7 +83,7 @@ def weights(profile: PipelineProfile) -> int:
 
 
 def _facts(profile: PipelineProfile) -> dict[str, Any]:
-    plain = ("name", "hub_id", "aliases", "pipeline", "dtype", "license")
+    plain = ("name", "family", "hub_id", "aliases", "pipeline", "dtype", "license")
     defaults = asdict(profile.defaults)
     request = defaults | {"extra": dict(defaults["extra"])}
     optional = [part.name for part in profile.components if part.optional]

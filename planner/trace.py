@@ -28,6 +28,8 @@ BLENDS = {"blend_v": -2, "blend_h": -1, "blend_t": -3}
 
 MIXING = (".pag.", ".deprecated.")
 """Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
+MASKS = ("prepare_causal_attention_mask",)
+"""Methods that write a mask of every pixel of a video against every other, row by row."""
 
 Setting = Callable[[Ghost, Variant], None]
 
@@ -166,6 +168,9 @@ class Tracer:
             if callable(getattr(module, method, None)):
                 self._replay.wrap_blend(module, method, dimension)
         for part in module.modules():
+            for method in MASKS:
+                if callable(getattr(part, method, None)):
+                    self._replay.wrap_mask(part, method)
             object.__setattr__(part, "_apply", _Applier(self, component, module, part))
 
     def changed(self, component: str, module: torch.nn.Module) -> None:
