@@ -44,6 +44,8 @@ class Replay:
         self._fingerprints: dict[int, Hashable] = {}
         self.asked: dict[str, list[tuple[Any, Any]]] = {}
         """Arguments of the component calls of the trace under way, in order, as shapes."""
+        self.resting: dict[int, tuple[int, ...]] = {}
+        """Bytes of the weights of modules that are cast only while they run, by their ids."""
 
     def forget_fingerprints(self) -> None:
         """After modules changed (dtype, flags, layout)."""
@@ -125,7 +127,7 @@ class Replay:
                 return repeat(memory, self._recorder, (list(args), kwargs), self._mode)
             return self._again(memory, module, args, kwargs)
         before = [self._recorder.serial_of(t.untyped_storage()) for t in tensors((args, kwargs))]
-        own = own_weights(owner, buffers=buffers) if name == type(owner).__name__ else ()
+        own = self._own(owner, buffers=buffers) if name == type(owner).__name__ else ()
         self._recorder.enter(module, name, own)
         out = real(*args, **kwargs)
         given = {t.untyped_storage()._cdata: -1 - n for n, t in enumerate(tensors((args, kwargs)))}
@@ -140,6 +142,9 @@ class Replay:
         else:
             self._remember(key, done, out, given)
         return out
+
+    def _own(self, owner: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
+        return self.resting.get(id(owner)) or own_weights(owner, buffers=buffers)
 
     def _shapes(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:

@@ -71,7 +71,16 @@ def _trait(value: Any) -> Hashable:
         return (value.__module__, value.__qualname__)
     if hasattr(value, "__dict__") and "rocessor" in type(value).__name__:
         return (type(value), tuple((k, _trait(v)) for k, v in vars(value).items()))
-    return ("object", id(value))
+    return _hooks(value) if hasattr(value, "hooks") and hasattr(value, "get_hook") else ("object", id(value))
+
+
+def _hooks(registry: Any) -> Hashable:
+    """The hooks of diffusers on a module, each of which is an object of its own."""
+    return tuple((name, type(hook), _plain(hook)) for name, hook in registry.hooks.items())
+
+
+def _plain(owner: object) -> Hashable:
+    return tuple((name, value) for name, value in vars(owner).items() if isinstance(value, SCALARS))
 
 
 def signature(value: Any) -> Hashable:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from planner.arguments import call_arguments
+from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
@@ -44,6 +45,7 @@ class Tracer:
         self._recorder = Recorder()
         self._replay = Replay(self._recorder, ghost.mode)
         self._programs: dict[tuple[Request, Variant], Program] = {}
+        self.casting = Casting(self._recorder, self._replay)
         self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any]]]] = {}
         for name, module in ghost.modules():
             self._wrap(name, module)
@@ -114,6 +116,7 @@ class Tracer:
     def _traced(self, request: Request, variant: Variant) -> Program:
         self._prepare(self._ghost, variant)
         self._replay.asked = {}
+        self.casting.forget()
         self._replay.forget_fingerprints()
         components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
         recorder = self._recorder
@@ -173,10 +176,10 @@ class Tracer:
                     self._replay.wrap_mask(part, method)
             object.__setattr__(part, "_apply", _Applier(self, component, module, part))
 
-    def changed(self, component: str, module: torch.nn.Module) -> None:
-        """A component's weights were cast while the pipeline ran."""
+    def changed(self, component: str, module: torch.nn.Module, part: torch.nn.Module) -> None:
+        """Weights of a part of a component were cast, perhaps while the pipeline ran."""
         self._replay.forget_fingerprints()
-        self._recorder.ignore((*module.parameters(), *module.buffers()))
+        self._recorder.ignore((*part.parameters(), *part.buffers()))
         if self._recorder.depth:
             self._recorder.cast(component, weights_of(module))
 
@@ -204,7 +207,10 @@ class _Applier:
         self._tracer, self._component, self._root, self._part = tracer, component, root, part
 
     def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
-        before = weights_of(self._root)
+        if self._tracer.casting.concerns(self._part):
+            self._tracer.casting(self._part, change)
+            return self._part
+        before = weights_of(self._part)
         done: dict[int, torch.Tensor] = {}
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             for module in self._part.modules() if recurse else (self._part,):
@@ -213,8 +219,8 @@ class _Applier:
                     for name, tensor in table.items():
                         if tensor is not None:
                             table[name] = _once(tensor, change, done)
-        if weights_of(self._root) != before:
-            self._tracer.changed(self._component, self._root)
+        if weights_of(self._part) != before:
+            self._tracer.changed(self._component, self._root, self._part)
         return self._part
 
 
@@ -255,6 +261,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_slicing", hasattr(module, "set_attention_slice")),
         ("processors", hasattr(module, "attn_processors")),
         ("attention_backend", _has_backend(module)),
+        ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not hasattr(module, "hf_quantizer")),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )

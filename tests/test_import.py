@@ -16,18 +16,8 @@ HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature"),
-    *(
-        "recorder",
-        "dispatch",
-        "effects",
-        "replay",
-        "arguments",
-        "trace",
-        "offload",
-        "techniques",
-        "settings",
-        "programs",
-    ),
+    *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload"),
+    *("techniques", "settings", "programs"),
     *("blocks", "allocator", "workspace", "attention", "pace", "cost", "rehearsal"),
     *("solve", "choose", "plan", "reasons", "apply", "snapshot"),
     *("snippet", "explain", "tables", "auto", "cli", "__main__"),
@@ -37,7 +27,7 @@ DOORS = {("plan", "apply"), ("plan", "explain")}
 """`plan.apply(pipe)` and `plan.explain()` open later rooms, and only when called."""
 RECORDING = {
     *("blueprint", "ghost", "metas", "signature", "recorder"),
-    *("effects", "dispatch", "replay", "trace", "settings"),
+    *("effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "pynvml", "numpy"}

@@ -91,6 +91,7 @@ CASES = [
     ("wan", Variant()),
     ("wan", Variant(tile=128)),
     ("sdxl", Variant(settings=(Setting("micro_batch", 1, "denoiser"),))),
+    ("sd", Variant(settings=(Setting("layerwise_casting", "float8_e4m3fn", "call"),))),
     ("flux", Variant(tile=128, settings=(Setting("micro_batch", 1, "denoiser"),))),
 ]
 

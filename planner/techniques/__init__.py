@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.techniques.attention import AttentionBackend
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import ChannelsLast
+from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
@@ -15,6 +16,7 @@ from planner.techniques.vae_tiling import VaeTiling
 
 DEFAULT: tuple[Technique, ...] = (
     Precision(),
+    LayerwiseCasting(),
     ChannelsLast("denoiser"),
     ChannelsLast("autoencoder"),
     VaeSlicing(),

@@ -36,6 +36,13 @@ def tensors(pipe: Any) -> Iterator[Any]:
                 yield tensor
 
 
+def is_ghost(tensor: Any) -> bool:
+    """Whether a tensor has no bytes: a pipeline that is only recorded is configured by the same code."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
 def remember(owner: object, *names: str) -> Undo:
     """What restores these instance attributes of `owner`; one that is absent now is absent again afterwards."""
     before = {name: vars(owner)[name] for name in names if name in vars(owner)}

@@ -60,12 +60,16 @@ class Case:
 
 SQUARE = {"height": 1024, "width": 1024}
 CLIP = {"height": 480, "width": 832, "frames": 33}
+FP8 = ("layerwise_casting", "float8_e4m3fn")
 CASES = (
     Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
     Case(model="sd15", use=("micro_batch", 4), phase="unet", request={"height": 512, "width": 512, "images": 8}),
     Case(model="sd3-medium", use=("micro_batch", 1), phase="transformer", request=SQUARE),
     Case(model="flux1-dev", use=("micro_batch", 1), phase="transformer", request=SQUARE | {"images": 3}),
     Case(model="wan2.1-t2v-1.3b", use=("micro_batch", 1), phase="transformer", request=CLIP | {"images": 2}),
+    Case(model="sdxl", use=FP8, phase="unet", request=SQUARE),
+    Case(model="sd3-medium", use=FP8, phase="transformer", request=SQUARE),
+    Case(model="wan2.1-t2v-1.3b", use=FP8, phase="transformer", request=CLIP),
 )  # fmt: skip
 
 
