@@ -37,7 +37,9 @@ def load(folder: str | Path, dtype: str = "float16", *, parts: Mapping[str, str]
         elif (part := _component(*index[name], folder / name, parts.get(name, dtype))) is not None:
             made[name] = part
     _acquaint(made)
-    pipe = kind(**made)
+    wanted = inspect.signature(kind.__init__).parameters.values()
+    lacking = (p.name for p in wanted if p.default is p.empty and p.name not in ("self", "args", "kwargs", *made))
+    pipe = kind(**dict.fromkeys(lacking), **made)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
