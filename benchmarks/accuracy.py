@@ -28,8 +28,8 @@ from cells import CELLS, draw  # noqa: E402
 from comparing import Compared, compare  # noqa: E402
 from measuring import rig  # noqa: E402
 
-from planner.auto import cache_folder  # noqa: E402
 from planner.errors import PlannerError  # noqa: E402
+from planner.study import cache_folder  # noqa: E402
 
 RESULTS = HERE / "results"
 LIMIT = 240

@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 
 from planner import profiles
-from planner.auto import with_defaults
 from planner.cards import catalogue
 from planner.choose import Chooser, described
 from planner.device import Device
@@ -17,6 +16,7 @@ from planner.errors import PlannerError
 from planner.program import Variant
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
+from planner.study import with_defaults
 from planner.techniques import DEFAULT, Option, Technique
 
 STEPS = 2

@@ -26,12 +26,12 @@ sys.path.insert(0, str(HERE.parent / "tests" / "virtual_gpu"))
 import rig  # noqa: E402
 
 from planner import profiles  # noqa: E402
-from planner.auto import cache_folder  # noqa: E402
 from planner.cards import card  # noqa: E402
 from planner.choose import Chooser, Priced, described  # noqa: E402
 from planner.device import Device  # noqa: E402
 from planner.programs import FromProfile, Programs  # noqa: E402
 from planner.request import Request  # noqa: E402
+from planner.study import cache_folder  # noqa: E402
 from planner.techniques import DEFAULT, Option  # noqa: E402
 
 RESULTS = HERE / "results"

@@ -134,9 +134,8 @@ class Chooser:
         offered = (option for name in self._techniques for option in self._offered(name, bare))
         return self.price(self._merged(bare, tuple(option for option in offered if option.neutral)))
 
-    def resized(self, height: int, width: int) -> Chooser:
-        """The same for images of another size."""
-        request = replace(self._request, height=height, width=width)
+    def resized(self, request: Request) -> Chooser:
+        """The same for another request of the same model."""
         return Chooser(self._programs.resized(request), self._device, request, tuple(self._techniques.values()))
 
     def choose(self, limits: Limits) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +17,14 @@ from planner.techniques.base import Technique
 if TYPE_CHECKING:
     from planner.ghost import Ghost
     from planner.trace import Tracer
+
+
+Tell = Callable[[str], None]
+"""Hears what is being done, in a few words, where that takes seconds."""
+
+
+def silent(words: str) -> None:
+    """Nobody listens."""
 
 
 class Source(Protocol):
@@ -66,50 +74,85 @@ class FromPipe:
         return ghost_of(self._pipe)
 
 
+class Workshop:
+    """Where programs of one pipeline are recorded; the ghost is made when the first is wanted."""
+
+    def __init__(self, source: Source, techniques: Sequence[Technique]) -> None:
+        self.source, self.techniques = source, techniques
+        self._tracer: Tracer | None = None
+
+    def trace(self, request: Request, variant: Variant) -> Program:
+        """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
+        self._tracer = self._tracer or self._made()
+        return self._tracer.trace(request, variant)
+
+    def _made(self) -> Tracer:
+        from planner.settings import Settings
+        from planner.trace import Tracer
+
+        ghost = self.source.ghost()
+        return Tracer(ghost, Settings(ghost, self.techniques), family="recorded")
+
+
 class Programs:
     """The programs of one request by variant."""
 
     def __init__(
-        self, source: Source, request: Request, folder: Path | None, techniques: Sequence[Technique] = DEFAULT
+        self,
+        source: Source,
+        request: Request,
+        folder: Path | None,
+        techniques: Sequence[Technique] = DEFAULT,
+        tell: Tell = silent,
+        *,
+        workshop: Workshop | None = None,
     ) -> None:
-        self._techniques = techniques
-        self._source, self._request, self._folder = source, _shape(request), folder
+        self._workshop, self._tell = workshop or Workshop(source, techniques), tell
+        self._request, self._folder = _shape(request), folder
         key = source.key()
         self._key = store.key_of(key, self._request.to_json()) if key and folder else None
         found = store.load(folder, self._key) if folder and self._key else ()
         self._known = {program.variant: program for program in found}
         self._fresh = False
-        self._tracer: Tracer | None = None
+        self._others: dict[Request, Programs] = {}
 
     def get(self, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
         if variant not in self._known:
-            self._tracer = self._tracer or self._made_tracer()
-            self._known[variant] = self._tracer.trace(self._request, variant)
+            self._tell(f"recording {_described(self._request, variant)}")
+            self._known[variant] = self._workshop.trace(self._request, variant)
             self._fresh = True
         return self._known[variant]
 
     def resized(self, request: Request) -> Programs:
-        """The programs of another request on the same ghost; they are not kept."""
-        other = Programs(self._source, request, None, self._techniques)
-        other._tracer = self._tracer = self._tracer or self._made_tracer()
-        return other
+        """The programs of another request, recorded on the same ghost and kept with these."""
+        if request not in self._others:
+            source, techniques = self._workshop.source, self._workshop.techniques
+            self._others[request] = Programs(
+                source, request, self._folder, techniques, self._tell, workshop=self._workshop
+            )
+        return self._others[request]
 
     def keep(self) -> None:
         """Write what was recorded to disk, where programs are kept at all."""
         if self._fresh and self._folder and self._key:
             store.save(self._folder, self._key, tuple(self._known.values()))
             self._fresh = False
-
-    def _made_tracer(self) -> Tracer:
-        from planner.settings import Settings
-        from planner.trace import Tracer
-
-        ghost = self._source.ghost()
-        return Tracer(ghost, Settings(ghost, self._techniques), family=f"recorded/{len(self._known)}")
+        for other in self._others.values():
+            other.keep()
 
 
 def _shape(request: Request) -> Request:
     """What of a request shapes a program; budgets and limits do not."""
     plain = Request()
     return replace(request, calls=1, budget=plain.budget, host_ram=None, fidelity=plain.fidelity, dtype=None)
+
+
+def _described(request: Request, variant: Variant) -> str:
+    """A recording in a few words: `3840×2224, 2 images, tiles of 512`."""
+    counts = ((request.frames or 0, "frames"), (request.prompts, "prompts"), (request.images, "images"))
+    words = [f"{request.width}×{request.height}" if request.width and request.height else "the call"]
+    words += [f"{count} {name}" for count, name in counts if count > 1]
+    words += [f"tiles of {variant.tile}"] if variant.tile else []
+    words += [f"{setting.technique} {setting.value}".strip() for setting in variant.settings]
+    return ", ".join(words)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from planner.choose import Choice, Chooser, NothingFits, Priced, Scene, described
+from planner.choose import Candidate, Choice, Chooser, NothingFits, Priced, Scene, described
 from planner.cost import Phase
 from planner.device import Device
 from planner.errors import TraceFailed
+from planner.limits import Growth, Look, last_fitting
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.rehearsal import Rehearsal
 from planner.request import Request
 from planner.solve import Alternative, alternatives
 from planner.units import format_bytes, format_seconds
 
-SHARES = 16
-"""Steps between nothing and the size asked for, when the largest that fits is looked for."""
-EDGE = 64
-"""Pixels by which edges are shortened: a multiple of every shipped pipeline's own step."""
 SHOWN = 12
 """Rejections a plan lists at most; nearer ones first."""
 
@@ -63,42 +59,59 @@ def roomy(choice: Choice, chooser: Chooser, order: Order) -> Rehearsal:
     return replace(capped, allocated=max(allocated for _, allocated, _ in phases), phases=phases)
 
 
-def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasible:
-    """Why nothing fits, and the smallest budget that would do."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """No combination fits: the phase that is over, the bytes missing, and the least budget that would do."""
+
+    phase: str
+    over: int
+    smallest_budget: int
+
+
+def shortage(nothing: NothingFits, chooser: Chooser, order: Order) -> Shortage:
+    """What is missing, and the smallest budget that would do."""
     evidence = nothing.evidence
-    rehearsal = chooser.rehearse(nothing.leanest, None)
-    plan = _plan(nothing.leanest, rehearsal, chooser, order, evidence.choice.bound, 0, ())
-    enough = smallest_capacity(nothing.leanest, chooser, evidence.capacity)
     if evidence.over <= 0 and evidence.host:
-        return Infeasible(leanest=plan, phase="host memory", over=evidence.host, smallest_budget=order.budget)
+        return Shortage(phase="host memory", over=evidence.host, smallest_budget=order.budget)
+    enough = smallest_capacity(nothing.leanest, chooser, evidence.capacity)
+    over = max(evidence.over, enough - order.capacity, 0)
+    return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)
+
+
+def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasible:
+    """Why nothing fits, the smallest budget that would do, and the largest size."""
+    missing = shortage(nothing, chooser, order)
+    rehearsal = chooser.rehearse(nothing.leanest, None)
+    plan = _plan(nothing.leanest, rehearsal, chooser, order, nothing.evidence.choice.bound, 0, ())
     return Infeasible(
-        leanest=plan, phase=nothing.phase, over=max(evidence.over, enough - order.capacity, 0),
-        smallest_budget=enough + order.device.context, largest_size=_largest_size(nothing.leanest, chooser, order),
+        leanest=plan, phase=missing.phase, over=missing.over, smallest_budget=missing.smallest_budget,
+        largest_size="" if missing.phase == "host memory" else _largest_size(nothing.leanest, chooser, order),
     )  # fmt: skip
 
 
 def _largest_size(leanest: Priced, chooser: Chooser, order: Order) -> str:
     """The largest image of the same shape that the leanest candidate makes within the limits; empty where none does."""
-    height, width = order.request.height, order.request.width
-    if height is None or width is None:
+    request = order.request
+    if request.height is None or request.width is None:
         return ""
+    growth = Growth(kind="size", request=request)
 
-    def fits(share: int) -> bool:
-        smaller = chooser.resized(*_scaled(height, width, share))
-        return not smaller.rehearse(smaller.price(leanest.candidate), order.capacity).failed
+    def look(step: int) -> Look:
+        return looked(leanest.candidate, chooser.resized(growth.at(step)), order.capacity)
 
     try:
-        shares = range(1, SHARES)
-        best = bisect_left(shares, 1, key=lambda share: not fits(share))
+        here = Look(fits=False, needs=chooser.rehearse(leanest, None).allocated)
+        best = last_fitting(look, growth, order.capacity, {growth.now: here})
     except TraceFailed:  # sizes between are not all sizes the pipeline takes
         return ""
-    return "{1}×{0}".format(*_scaled(height, width, best)) if best else ""
+    return f"{growth.at(best).width}×{growth.at(best).height}" if best else ""
 
 
-def _scaled(height: int, width: int, share: int) -> tuple[int, int]:
-    """That many parts of both edges, in steps that every autoencoder takes."""
-    short, long = (max(edge * share // SHARES // EDGE, 1) * EDGE for edge in (height, width))
-    return short, long
+def looked(candidate: Candidate, chooser: Chooser, capacity: int) -> Look:
+    """Whether one candidate runs within the capacity, and what it takes with room to spare."""
+    priced = chooser.price(candidate)
+    needs = chooser.rehearse(priced, None).allocated
+    return Look(fits=not chooser.rehearse(priced, capacity).failed, needs=needs)
 
 
 def smallest_capacity(priced: Priced, chooser: Chooser, least: int) -> int:

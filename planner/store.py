@@ -57,11 +57,25 @@ def _packed(members: Sequence[Program]) -> dict[str, Any]:
     """The longest table holds all shorter ones, since a family's tables only grow."""
     longest = max(members, key=lambda member: len(member.recordings))
     most = max(members, key=lambda member: len(member.kernels))
+    needed = set().union(*(_reached(longest, member.course) for member in members))
     return {
         "kernels": [_row(KERNELS, kernel) for kernel in most.kernels],
-        "recordings": [[r.name, r.own, [_row(EVENTS, e) for e in r.events]] for r in longest.recordings],
+        "recordings": [
+            [r.name, r.own, [_row(EVENTS, e) for e in r.events]] if place in needed else ["", [], []]
+            for place, r in enumerate(longest.recordings)
+        ],
         "programs": [_heading(member) for member in members],
     }
+
+
+def _reached(table: Program, course: int) -> set[int]:
+    """Places of the bodies a course calls, itself included; the table may hold those of other requests too."""
+    reached, waiting = {course}, [course]
+    while waiting:
+        called = {e.recording for e in table.recordings[waiting.pop()].events if isinstance(e, p.Call)}
+        waiting += called - reached
+        reached |= called
+    return reached
 
 
 def _row(kinds: Sequence[type], value: Any) -> list[Any]:

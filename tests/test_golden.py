@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import planner
-from planner.auto import cache_folder
+from planner.study import cache_folder
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 

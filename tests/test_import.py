@@ -19,7 +19,7 @@ ROOMS = (
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload"),
     *("techniques", "settings", "programs"),
     *("blocks", "allocator", "workspace", "attention", "pace", "cost", "rehearsal"),
-    *("solve", "choose", "plan", "reasons", "apply", "snapshot"),
+    *("solve", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
     *("snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""

@@ -25,11 +25,11 @@ def _picture(field: str) -> Callable[[Command], Command]:
     return click.option(option, field, is_flag=False, flag_value="auto", metavar="[SIZE]", help=words)
 
 
-CARD = (
+CARD: tuple[Callable[[Command], Command], ...] = (
     click.option("--gpu", metavar="NAME", help="Plan for this card, such as rtx-3070; `profiles --gpus` lists them."),
     click.option("--vram", metavar="SIZE", help="Plan for a card of this much memory, such as 8GiB."),
 )
-CALL = (
+CALL: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--budget", metavar="SIZE", default="auto", help="8GB, 8GiB, 80%, auto-1GB or auto: all that is free."
     ),
@@ -81,9 +81,11 @@ def asks(command: Command) -> Command:
         asked = Asked(model=model, request=_request(**wanted), device=_device(gpu, vram), components=including)
         command(asked=asked, **given)
 
-    for option in reversed((*CARD, *CALL, WITH)):
-        parsed = option(parsed)
-    return click.argument("model")(parsed)
+    asking: Command = parsed
+    options: tuple[Callable[[Command], Command], ...] = (*CARD, *CALL, WITH)
+    for option in reversed(options):
+        asking = option(asking)
+    return click.argument("model")(asking)
 
 
 def _request(*, budget: str, fidelity: str, host_ram: str | None, arguments: tuple[str, ...], **plain: Any) -> Request:

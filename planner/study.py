@@ -1,0 +1,129 @@
+"""Study: one model and one request, planned for as many cards and budgets as there are.
+
+What is expensive is done once: programs are read from disk or recorded, and what was priced on a card stays known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from planner import profiles, reasons
+from planner.choose import Choice, Chooser, Limits, NothingFits
+from planner.device import Device
+from planner.errors import BadRequest
+from planner.plan import Plan
+from planner.profiles import PipelineProfile
+from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
+from planner.reasons import Shortage
+from planner.request import PICTURES, Request
+from planner.techniques import DEFAULT
+from planner.techniques.base import Technique
+from planner.units import format_bytes
+
+USUAL = ("height", "width", "frames", "steps", "guidance", "strength", *PICTURES)
+"""Fields of a request that a profile has defaults for."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Study:
+    """One model and one request.  `opened` makes it; `keep` writes what was recorded to disk."""
+
+    model: str
+    dtype: str
+    request: Request
+    programs: Programs
+    techniques: Sequence[Technique] = DEFAULT
+    _choosers: dict[Device, Chooser] = field(default_factory=dict, repr=False)
+
+    def plan(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan:
+        """The fastest combination within `budget` bytes, by default the request's, and `host` bytes of host memory.
+
+        Raises BadRequest, TraceFailed or Infeasible.
+        """
+        order = self._order(device, budget)
+        try:
+            return reasons.plan_of(self.choice(device, order.budget, host), self.chooser(device), order)
+        except NothingFits as nothing:
+            raise reasons.infeasible(nothing, self.chooser(device), order) from nothing
+
+    def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
+        """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
+        order = self._order(device, budget)
+        try:
+            return reasons.plan_of(self.choice(device, order.budget, host), self.chooser(device), order)
+        except NothingFits as nothing:
+            return reasons.shortage(nothing, self.chooser(device), order)
+
+    def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
+        """What the chooser found.  Raises NothingFits."""
+        capacity = budget - device.context
+        if capacity <= 0:
+            raise BadRequest(
+                f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of "
+                f"{format_bytes(device.context)}; ask for more."
+            )
+        return self.chooser(device).choose(Limits(capacity=capacity, host=host))
+
+    def chooser(self, device: Device) -> Chooser:
+        """Prices on that card; one for each."""
+        if device not in self._choosers:
+            self._choosers[device] = Chooser(self.programs, device, self.request, self.techniques)
+        return self._choosers[device]
+
+    def of(self, **changes: Any) -> Study:
+        """The same model with other fields of the request, on the same ghost."""
+        request = replace(self.request, **changes)
+        return replace(self, request=request, programs=self.programs.resized(request), _choosers={})
+
+    def keep(self) -> None:
+        """Write what was recorded to disk."""
+        self.programs.keep()
+
+    def _order(self, device: Device, budget: int | None) -> reasons.Order:
+        amount = self.request.budget.resolve(device) if budget is None else budget
+        return reasons.Order(model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount)
+
+
+def opened(
+    model: Any,
+    request: Request,
+    *,
+    components: Sequence[str] = (),
+    techniques: Sequence[Technique] = DEFAULT,
+    cache: Path | None = None,
+    tell: Tell = silent,
+) -> Study:
+    """The study of a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.
+
+    `components`: optional ones to load.  `cache`: folder of recorded programs, by default the user's cache.
+    `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
+    """
+    name, source, asked, dtype = _source(model, request, components)
+    programs = Programs(source, asked, cache or cache_folder(), techniques, tell)
+    return Study(model=name, dtype=dtype, request=asked, programs=programs, techniques=techniques)
+
+
+def cache_folder() -> Path:
+    """Where recorded programs are kept for this user."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("vram-planner")) / "programs"
+
+
+def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[str, Source, Request, str]:
+    if not isinstance(model, (str, Path, PipelineProfile)):
+        return type(model).__name__, FromPipe(model), request, ""
+    profile = model if isinstance(model, PipelineProfile) else profiles.resolve(model)
+    profile = profile.including(*components)
+    name = profile.name if profile.hub_id else str(model)
+    return name, FromProfile(profile, request.dtype), with_defaults(request, profile), request.dtype or profile.dtype
+
+
+def with_defaults(request: Request, profile: PipelineProfile) -> Request:
+    """What the request leaves open, as the profile says it is usually asked for."""
+    usual = profile.defaults
+    open_ = {name: getattr(usual, name) for name in USUAL if getattr(request, name) in (None, ())}
+    return replace(request, **open_, extra=tuple((dict(usual.extra) | dict(request.extra)).items()))
