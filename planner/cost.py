@@ -248,10 +248,10 @@ def scratch(kernel: Kernel, device: Device) -> int:
 
 
 def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
-    """Bytes of each temporary a kernel asks the allocator for."""
+    """Bytes of each temporary a kernel asks the allocator for; a convolution's workspace comes last."""
     match kernel:
         case Conv():
-            return (workspace.convolution(kernel, device.compute_capability),)
+            return workspace.copied(kernel), *workspace.engines(kernel, device)
         case Attention():
             return attention.scratch(kernel, device.compute_capability)
         case Plain(scratch=size):

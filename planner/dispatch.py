@@ -206,13 +206,13 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
-    x, weight = args[0], args[1]
-    transposed = args[6]
+    x, weight, _, stride, padding, dilation, transposed, _, groups = args
+    input_last, weight_last = (channels_last(t.shape, t.stride()) for t in (x, weight))
+    layout = metas.LAST[x.dim()] if input_last or weight_last else torch.contiguous_format
     return Conv(
-        dtype=name_of(x.dtype),
-        input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
-        stride=(0,) if transposed else tuple(args[3]), groups=args[8],
-        input_last=channels_last(x.shape, x.stride()), weight_last=channels_last(weight.shape, weight.stride()),
+        dtype=name_of(x.dtype), input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
+        stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups, transposed=transposed,
+        input_last=input_last, weight_last=weight_last, copied=not x.is_contiguous(memory_format=layout),
     )  # fmt: skip
 
 

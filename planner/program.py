@@ -50,6 +50,13 @@ class Conv:
     groups: int = 1
     input_last: bool = False
     weight_last: bool = False
+    padding: tuple[int, ...] = ()
+    """Empty: what `output` says it is."""
+    dilation: tuple[int, ...] = ()
+    """Empty: ones."""
+    transposed: bool = False
+    copied: bool = False
+    """The input lies otherwise in memory than the layout it runs in; torch copies it first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,13 +133,20 @@ class _Stage:
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
         sizes = self._temporaries.get(index)
         if sizes is None:
-            sizes = self._temporaries[index] = tuple(size for size in temporaries(kernel, self._device) if size)
-        if sizes and isinstance(
-            kernel, Conv
-        ):  # short of memory, torch takes the next engine, down to one without workspace
-            self.allocator.can_malloc(sizes[0])
-            return
-        self._release([self.allocator.malloc(size) for size in sizes])
+            sizes = self._temporaries[index] = temporaries(kernel, self._device)
+        held = [self.allocator.malloc(size) for size in (sizes[:-1] if isinstance(kernel, Conv) else sizes)]
+        if isinstance(kernel, Conv) and not self.allocator.can_malloc(sizes[-1]):
+            self._lean(index, kernel)
+        self._release(held)
+
+    def _lean(self, index: int, conv: Conv) -> None:
+        """Short of memory, torch takes the next engine that finds room, and keeps to it (Conv_v8.cpp, try_configs)."""
+        *copies, refused = self._temporaries[index]
+        for size in workspace.engines(conv, self._device, every=True):
+            if size < refused and self.allocator.can_malloc(size):
+                self._temporaries[index] = (*copies, size)
+                return
+        self.allocator.malloc(refused)
 
     def _cast(self, held: list[list[Block | None]], sizes: tuple[int, ...]) -> None:
         """Tensor by tensor: the new one is there before the old one goes."""

@@ -1,13 +1,16 @@
-"""Scratch memory of convolutions and matrix products: what cuDNN and cuBLAS take beside inputs and outputs.
+"""Scratch memory of convolutions and matrix products: what cuDNN, cuBLAS and torch take beside inputs and outputs.
 
-The rules were read off cuDNN 9.24's own heuristics, convolution by convolution (torch 2.14.1, benchmark off, enough
-free memory).  x, w and y are the bytes of input, weight and output.
+cuDNN is asked itself where it is at hand (`cudnn`).  Else rules are taken that were read off cuDNN 9.24's heuristics,
+convolution by convolution (torch 2.14.1, benchmark off, enough free memory).  x, w and y are bytes of input, weight and
+output.
 """
 
 from __future__ import annotations
 
 from math import prod
 
+from planner import cudnn
+from planner.device import Device
 from planner.program import ITEM_SIZE, Conv
 
 CUBLAS = 8_519_680
@@ -25,15 +28,28 @@ def cublas(compute_capability: tuple[int, int]) -> int:
     return CUBLAS_LARGE if compute_capability[0] >= 9 else CUBLAS
 
 
-def convolution(conv: Conv, compute_capability: tuple[int, int]) -> int:
-    """Bytes held while a convolution runs, beyond its input, weight and output."""
-    size = ITEM_SIZE[conv.dtype]
-    x, w, y = (prod(shape) * size for shape in (conv.input, conv.weight, conv.output))
-    if conv.dtype == "bfloat16" and compute_capability < (8, 0):
-        return _columns(conv) * size
-    if conv.input_last or conv.weight_last:
-        return _channels_last(conv, x, w, compute_capability)
-    return _contiguous(conv, x, w, y, compute_capability)
+def copied(conv: Conv) -> int:
+    """Bytes that torch copies into the layout the convolution runs in, held while it runs."""
+    last = conv.input_last or conv.weight_last
+    x, w, _ = _sizes(conv)
+    return (x if conv.copied else 0) + (w if last and not conv.weight_last else 0)
+
+
+def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:
+    """Bytes of workspace in the order torch tries engines: the first alone, or every one down to the leanest."""
+    if conv.dtype == "bfloat16" and device.compute_capability < (8, 0):
+        return (_columns(conv) * ITEM_SIZE[conv.dtype],)
+    if _native(conv):
+        return (0,)
+    if asked := cudnn.workspaces(_question(conv), _card(device), every=every):
+        return asked
+    first = _rule(conv, device.compute_capability)
+    return (first, 0) if every else (first,)
+
+
+def _sizes(conv: Conv) -> tuple[int, int, int]:
+    item = ITEM_SIZE[conv.dtype]
+    return prod(conv.input) * item, prod(conv.weight) * item, prod(conv.output) * item
 
 
 def _columns(conv: Conv) -> int:
@@ -41,10 +57,43 @@ def _columns(conv: Conv) -> int:
     return prod(conv.weight[2:]) * conv.input[1] * prod(conv.output[2:])
 
 
-def _contiguous(conv: Conv, x: int, w: int, y: int, compute_capability: tuple[int, int]) -> int:
+def _native(conv: Conv) -> bool:
+    """Depthwise convolutions run in torch's own kernels, which need nothing (ConvParams::use_cudnn_depthwise)."""
+    depthwise = not conv.transposed and 1 < conv.groups == conv.input[1]
+    return depthwise and not (conv.input_last or conv.weight_last)
+
+
+def _card(device: Device) -> cudnn.Card:
+    return cudnn.Card(device.name, device.compute_capability, device.multiprocessors, device.l2, device.total)
+
+
+def _question(conv: Conv) -> cudnn.Question:
+    """As torch puts it: one dimension of space becomes two, the first of them of size one."""
+    dims = len(conv.weight) - 2
+    stride = conv.stride or (1,) * dims
+    dilation = conv.dilation or (1,) * dims
+    padding = conv.padding or _padding(conv, stride, dilation)
+    x, w, y = conv.input, conv.weight, conv.output
+    if dims == 1:
+        x, w, y = ((*shape[:2], 1, *shape[2:]) for shape in (x, w, y))
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    last = conv.input_last or conv.weight_last
+    return cudnn.Question(conv.dtype, x, w, y, stride, padding, dilation, conv.transposed, last)
+
+
+def _padding(conv: Conv, stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """The least that gives the output its size."""
+    spaces = zip(conv.input[2:], conv.weight[2:], conv.output[2:], stride, dilation, strict=True)
+    return tuple(max(0, -(-((y - 1) * s + d * (k - 1) + 1 - x) // 2)) for x, k, y, s, d in spaces)
+
+
+def _rule(conv: Conv, compute_capability: tuple[int, int]) -> int:
+    x, w, y = _sizes(conv)
+    if conv.input_last or conv.weight_last:
+        return x + w if conv.dtype == "float32" and compute_capability[0] != 9 else 0
     pointwise = prod(conv.weight[2:]) == 1
     channels = conv.input[1] // conv.groups
-    if conv.groups == conv.input[1] or channels <= DIRECT_CHANNELS or (pointwise and channels <= NARROW_CHANNELS):
+    if channels <= DIRECT_CHANNELS or (pointwise and channels <= NARROW_CHANNELS):
         return 0
     if conv.dtype == "float32":
         if compute_capability < (8, 0):
@@ -53,12 +102,3 @@ def _contiguous(conv: Conv, x: int, w: int, y: int, compute_capability: tuple[in
             return x + y + (0 if pointwise else w)
         return 0 if pointwise else x + w
     return x + y + (0 if pointwise else w)  # to channels-last and back
-
-
-def _channels_last(conv: Conv, x: int, w: int, compute_capability: tuple[int, int]) -> int:
-    converted = 0 if conv.input_last else x
-    if not conv.weight_last:
-        converted += w
-    if conv.dtype == "float32" and compute_capability[0] != 9:
-        return converted + x + w
-    return converted

@@ -18,7 +18,7 @@ ROOMS = (
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload"),
     *("techniques", "settings", "programs"),
-    *("blocks", "allocator", "workspace", "attention", "pace", "cost", "rehearsal"),
+    *("blocks", "allocator", "cudnn", "workspace", "attention", "pace", "cost", "rehearsal"),
     *("solve", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
     *("snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
