@@ -27,8 +27,8 @@ import rig  # noqa: E402
 
 from planner import profiles  # noqa: E402
 from planner.cards import card  # noqa: E402
-from planner.choose import Chooser, Priced, described  # noqa: E402
 from planner.device import Device  # noqa: E402
+from planner.pricing import Priced, Pricer, described  # noqa: E402
 from planner.programs import FromProfile, Programs  # noqa: E402
 from planner.request import Request  # noqa: E402
 from planner.study import cache_folder  # noqa: E402
@@ -102,7 +102,7 @@ class Case:
 
     setting: Setting
     images: int
-    chooser: Chooser
+    pricer: Pricer
     options: tuple[Option, ...]
 
     @property
@@ -111,7 +111,7 @@ class Case:
 
     @property
     def priced(self) -> Priced:
-        return self.chooser.price(self.options)
+        return self.pricer.price(self.options)
 
 
 Truth = dict[str, tuple[int, int]]
@@ -129,14 +129,14 @@ def cases(setting: Setting, cache: Path) -> Iterator[Case]:
     for images in (1, BATCH):
         request = Request(height=setting.side, width=setting.side, images=images, steps=STEPS)
         programs = Programs(source, request, cache)
-        chooser = Chooser(programs, device(), request, DEFAULT)
-        for options in _chosen(chooser, request):
-            yield Case(setting=setting, images=images, chooser=chooser, options=options)
+        pricer = Pricer(programs, device(), request, DEFAULT)
+        for options in _chosen(pricer, request):
+            yield Case(setting=setting, images=images, pricer=pricer, options=options)
         programs.keep()
 
 
-def _chosen(chooser: Chooser, request: Request) -> Iterator[tuple[Option, ...]]:
-    bare = chooser.price(()).program
+def _chosen(pricer: Pricer, request: Request) -> Iterator[tuple[Option, ...]]:
+    bare = pricer.price(()).program
     offered = {t.name: t.options(bare, device(), request) for t in DEFAULT if t.name != "tracing"}
     resident = next(option for option in offered["placement"] if option.neutral)
     yield (resident,)
@@ -186,7 +186,7 @@ def measure(server: rig.Server, case: Case) -> Truth:
 def compare(case: Case, truth: Truth) -> list[Row]:
     """The rows of one case, the whole call first."""
     setting, images, options = case.key
-    foreseen = case.chooser.rehearse(case.priced, None)
+    foreseen = case.pricer.rehearse(case.priced, None)
     predicted = {WHOLE: (foreseen.allocated, foreseen.reserved)} | {name: (a, r) for name, a, r in foreseen.phases}
     return [
         Row(

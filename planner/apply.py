@@ -11,6 +11,7 @@ from planner.errors import ApplyFailed, BadRequest, PlannerError
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.placement import Placement, offloaded
+from planner.techniques.streaming import Streaming
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def is_applied(pipe: Any) -> bool:
 def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
     chosen = {technique.name: technique for technique in techniques}
     if device is not None:
-        chosen["placement"] = Placement(device=device)
+        chosen |= {"placement": Placement(device=device), "streaming": Streaming(device=device)}
     return chosen
 
 

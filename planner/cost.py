@@ -12,18 +12,22 @@ from planner import attention, workspace
 from planner.device import Device
 from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
+    PLACED,
     Alloc,
     Attention,
+    Await,
     Call,
     Cast,
     Conv,
     Drop,
     Event,
+    Fetch,
     Free,
     Kernel,
     Load,
     Plain,
     Program,
+    Recording,
     Run,
     calls,
 )  # fmt: skip
@@ -87,6 +91,7 @@ class Cost:
     def __init__(self, device: Device, calls: int = 1) -> None:
         self.device, self._calls = device, calls
         self._bodies: dict[tuple[str, int, str], Body] = {}
+        self._placed: dict[tuple[str, int, str], tuple[Recording, Body]] = {}
         self._kernels: dict[tuple[str, int, str], tuple[int, float]] = {}
         self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
 
@@ -118,14 +123,23 @@ class Cost:
         return self._kernels[key]
 
     def body(self, program: Program, recording: int, tracing: str) -> Body:
-        """The effect of one recording."""
+        """The effect of one recording.  Placed ones are known by identity: each program numbers its own."""
+        if recording >= PLACED:
+            own = program.placed[recording - PLACED]
+            place = (program.family, id(own), tracing)
+            if place not in self._placed:
+                self._placed[place] = own, self._metered(program, recording, tracing)
+            return self._placed[place][1]
         key = (program.family, recording, tracing)
         if key not in self._bodies:
-            meter = Meter(self, program, tracing)
-            for event in program.body(recording):
-                meter.take(event)
-            self._bodies[key] = Body(meter.peak, meter.most, meter.seconds, meter.sizes)
+            self._bodies[key] = self._metered(program, recording, tracing)
         return self._bodies[key]
+
+    def _metered(self, program: Program, recording: int, tracing: str) -> Body:
+        meter = Meter(self, program, tracing)
+        for event in program.body(recording):
+            meter.take(event)
+        return Body(meter.peak, meter.most, meter.seconds, meter.sizes)
 
 
 class Walk:
@@ -180,6 +194,8 @@ class Meter:
         self.peak, self.most = Peak(), 0
         self.sizes: dict[int, int] = {}
         self._loaded: dict[str, list[int]] = {}
+        self._copied = 0.0
+        self._due: dict[str, float] = {}
 
     def copy(self, program: Program) -> Meter:
         """The same totals, to go on with the events of `program`."""
@@ -190,7 +206,7 @@ class Meter:
 
     def start(self) -> None:
         """Measure peak and seconds from here."""
-        self.peak, self.seconds = Peak(self.weights, self.activations), 0.0
+        self.peak, self.seconds, self._copied = Peak(self.weights, self.activations), 0.0, 0.0
         self.most = self.peak.total
 
     def take(self, event: Event) -> None:
@@ -215,6 +231,12 @@ class Meter:
                 size = self._loaded[key].pop()
                 self.weights -= size
                 self.seconds += self._pace.load(size, 0, whole=True) if copied else 0.0
+            case Fetch(key, sizes):  # copies run one after another, beside the kernels
+                self._load(key, sizes)
+                self._copied = max(self._copied, self.seconds) + self._pace.fetch(sum(sizes))
+                self._due[key] = self._copied
+            case Await(key):
+                self.seconds = max(self.seconds, self._due.pop(key))
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host
                 self.weights -= self._loaded[component].pop()
                 self._load(component, sizes)

@@ -19,7 +19,7 @@ def model_offload(program: Program) -> Program:
 
     Components outside the chain arrive when called and stay; excluded ones are on the card from the start.
     """
-    return program.with_course(tuple(_moved(program)))
+    return replace(program, waiting=_all(program)).with_course(tuple(_moved(program)))
 
 
 def _moved(program: Program) -> Iterator[Event]:
@@ -51,4 +51,10 @@ def sequential_offload(program: Program) -> Program:
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
     course = streamed(program.recordings[program.course], excluded)
     events = tuple(e for e in course if not isinstance(e, Cast) or e.component in excluded)
-    return replace(program, family=f"{program.family}/sequential").with_course(stay + events)
+    family = f"{program.family}/sequential"
+    return replace(program, family=family, waiting=_all(program)).with_course(stay + events)
+
+
+def _all(program: Program) -> int:
+    """Bytes of all weights: those that travel come back to where they were."""
+    return sum(sum(component.weights) for component in program.components)

@@ -53,6 +53,10 @@ class Pace:
         rate = min(self.device.pageable_rate * SEQUENTIAL_GAIN, self.device.pinned_rate)
         return nbytes / rate + LEAF_SECONDS * leaves
 
+    def fetch(self, nbytes: int) -> float:
+        """Seconds of one copy from pinned host memory."""
+        return nbytes / self.device.pinned_rate
+
     def _rate(self, dtype: str, *, tensor_float: bool = False) -> float:
         ampere = self.device.compute_capability >= (8, 0)
         if dtype == "bfloat16" and not self.device.native_bf16:

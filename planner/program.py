@@ -147,7 +147,20 @@ class Empty(NamedTuple):
     """The allocator gives what it caches back to the driver, as accelerate asks after every move."""
 
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty
+class Fetch(NamedTuple):
+    """Weights set out for the card from pinned host memory, beside the kernels; their room is taken at once."""
+
+    key: str
+    weights: tuple[int, ...]
+
+
+class Await(NamedTuple):
+    """Kernels from here on need what was fetched under `key`."""
+
+    key: str
+
+
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Await
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +230,19 @@ class Setting(NamedTuple):
     """`call`, `denoiser` or `autoencoder`: whose calls are recorded anew."""
 
 
+PLACED = 2**33
+"""Added to a body's place among `Program.placed`: a body written anew for where its weights are."""
+
+
+class Unit(NamedTuple):
+    """A module whose weights travel together when its component is streamed."""
+
+    path: str
+    """Relative to the component: `transformer_blocks.7`."""
+    places: tuple[int, ...]
+    """Which of the component's weights are its parameters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """A module of the pipeline, before the call."""
@@ -230,14 +256,16 @@ class Component:
     anchored: tuple[int, ...] = ()
     """Bytes of those buffers that stay on the card when the parameters are offloaded one by one."""
     traits: frozenset[str] = frozenset()
-    """What it can do: tiling, slicing, attention_slicing, attention_backend, processors, conv2d, repeated_blocks,
-    denoiser, autoencoder, text_encoder."""
+    """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, attention_slicing,
+    attention_backend, processors, conv2d, repeated_blocks; travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1
     """Pixels per latent along an edge."""
     rows: int = 0
     """Rows of the largest batch it is called with, both halves of guidance counted; 0 where it is not called so."""
+    units: tuple[Unit, ...] = ()
+    """The modules it can be streamed by, in the order in which it holds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +311,10 @@ class Program:
     course: int
     family: str = ""
     """Programs of one family share their table of bodies: equal index, equal effect."""
+    placed: tuple[Recording, ...] = field(default=(), repr=False)
+    """Bodies written anew for where weights are; `PLACED` and their place here is their index."""
+    waiting: int = 0
+    """Bytes of weights that keep a place in host memory while the pipeline is configured."""
 
     def component(self, name: str) -> Component:
         """The component called `name`; KeyError if there is none."""
@@ -293,6 +325,8 @@ class Program:
 
     def body(self, index: int) -> tuple[Event, ...]:
         """The events of a body; from `STREAMED` on, those of the body that streams its weights."""
+        if index >= PLACED:
+            return self.placed[index - PLACED].events
         return self.recordings[index].events if index < STREAMED else streamed(self.recordings[index - STREAMED])
 
     def with_course(self, events: tuple[Event, ...]) -> Program:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from planner.choose import Candidate, Choice, Chooser, NothingFits, Priced, Scene, described
+from planner.choose import Choice, NothingFits
 from planner.cost import Phase
 from planner.device import Device
 from planner.errors import TraceFailed
 from planner.limits import Growth, Look, last_fitting
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
+from planner.pricing import Candidate, Priced, Pricer, described
 from planner.rehearsal import Rehearsal
 from planner.request import Request
+from planner.scenes import Scene
 from planner.solve import Alternative, alternatives
 from planner.units import format_bytes, format_seconds
 
@@ -36,15 +38,15 @@ class Order:
         return self.budget - self.device.context
 
 
-def plan_of(choice: Choice, chooser: Chooser, order: Order) -> Plan:
+def plan_of(choice: Choice, pricer: Pricer, order: Order) -> Plan:
     """The plan of what was chosen."""
     rejected = tuple(_rejections(choice, order))
     return _plan(
-        choice.winner, roomy(choice, chooser, order), chooser, order, choice.solution.bound, choice.explored, rejected
+        choice.winner, roomy(choice, pricer, order), pricer, order, choice.solution.bound, choice.explored, rejected
     )
 
 
-def roomy(choice: Choice, chooser: Chooser, order: Order) -> Rehearsal:
+def roomy(choice: Choice, pricer: Pricer, order: Order) -> Rehearsal:
     """What the run shows: as rehearsed under the cap, but where that had to retry, as much as it might take.
 
     Short of memory cuDNN falls back to leaner engines; whether it must hangs on fragments of a few MiB, so the promise
@@ -53,7 +55,7 @@ def roomy(choice: Choice, chooser: Chooser, order: Order) -> Rehearsal:
     capped = choice.rehearsal
     if not capped.retries:
         return capped
-    free = chooser.rehearse(choice.winner, None)
+    free = pricer.rehearse(choice.winner, None)
     most = {name: min(allocated, order.capacity) for name, allocated, _ in free.phases}
     phases = tuple((name, max(allocated, most[name]), reserved) for name, allocated, reserved in capped.phases)
     return replace(capped, allocated=max(allocated for _, allocated, _ in phases), phases=phases)
@@ -68,28 +70,28 @@ class Shortage:
     smallest_budget: int
 
 
-def shortage(nothing: NothingFits, chooser: Chooser, order: Order) -> Shortage:
+def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
     """What is missing, and the smallest budget that would do."""
     evidence = nothing.evidence
     if evidence.over <= 0 and evidence.host:
         return Shortage(phase="host memory", over=evidence.host, smallest_budget=order.budget)
-    enough = smallest_capacity(nothing.leanest, chooser, evidence.capacity)
+    enough = smallest_capacity(nothing.leanest, pricer, evidence.capacity)
     over = max(evidence.over, enough - order.capacity, 0)
     return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)
 
 
-def infeasible(nothing: NothingFits, chooser: Chooser, order: Order) -> Infeasible:
+def infeasible(nothing: NothingFits, pricer: Pricer, order: Order) -> Infeasible:
     """Why nothing fits, the smallest budget that would do, and the largest size."""
-    missing = shortage(nothing, chooser, order)
-    rehearsal = chooser.rehearse(nothing.leanest, None)
-    plan = _plan(nothing.leanest, rehearsal, chooser, order, nothing.evidence.choice.bound, 0, ())
+    missing = shortage(nothing, pricer, order)
+    rehearsal = pricer.rehearse(nothing.leanest, None)
+    plan = _plan(nothing.leanest, rehearsal, pricer, order, nothing.evidence.choice.bound, 0, ())
     return Infeasible(
         leanest=plan, phase=missing.phase, over=missing.over, smallest_budget=missing.smallest_budget,
-        largest_size="" if missing.phase == "host memory" else _largest_size(nothing.leanest, chooser, order),
+        largest_size="" if missing.phase == "host memory" else _largest_size(nothing.leanest, pricer, order),
     )  # fmt: skip
 
 
-def _largest_size(leanest: Priced, chooser: Chooser, order: Order) -> str:
+def _largest_size(leanest: Priced, pricer: Pricer, order: Order) -> str:
     """The largest image of the same shape that the leanest candidate makes within the limits; empty where none does."""
     request = order.request
     if request.height is None or request.width is None:
@@ -97,30 +99,30 @@ def _largest_size(leanest: Priced, chooser: Chooser, order: Order) -> str:
     growth = Growth(kind="size", request=request)
 
     def look(step: int) -> Look:
-        return looked(leanest.candidate, chooser.resized(growth.at(step)), order.capacity)
+        return looked(leanest.candidate, pricer.resized(growth.at(step)), order.capacity)
 
     try:
-        here = Look(fits=False, needs=chooser.rehearse(leanest, None).allocated)
+        here = Look(fits=False, needs=pricer.rehearse(leanest, None).allocated)
         best = last_fitting(look, growth, order.capacity, {growth.now: here})
     except TraceFailed:  # sizes between are not all sizes the pipeline takes
         return ""
     return f"{growth.at(best).width}×{growth.at(best).height}" if best else ""
 
 
-def looked(candidate: Candidate, chooser: Chooser, capacity: int) -> Look:
+def looked(candidate: Candidate, pricer: Pricer, capacity: int) -> Look:
     """Whether one candidate runs within the capacity, and what it takes with room to spare."""
-    priced = chooser.price(candidate)
-    needs = chooser.rehearse(priced, None).allocated
-    return Look(fits=not chooser.rehearse(priced, capacity).failed, needs=needs)
+    priced = pricer.price(candidate)
+    needs = pricer.rehearse(priced, None).allocated
+    return Look(fits=not pricer.rehearse(priced, capacity).failed, needs=needs)
 
 
-def smallest_capacity(priced: Priced, chooser: Chooser, least: int) -> int:
+def smallest_capacity(priced: Priced, pricer: Pricer, least: int) -> int:
     """The least bytes under which the allocator runs the candidate, to 1 MiB, from a lower bound on."""
     step = 2**20
-    low, high = least, max(least, chooser.rehearse(priced, None).reserved)
+    low, high = least, max(least, pricer.rehearse(priced, None).reserved)
     while high - low > step:
         middle = (low + high) // 2
-        low, high = (low, middle) if not chooser.rehearse(priced, middle).failed else (middle, high)
+        low, high = (low, middle) if not pricer.rehearse(priced, middle).failed else (middle, high)
     return high
 
 
@@ -128,10 +130,9 @@ def promise_of(priced: Priced, rehearsal: Rehearsal, device: Device) -> Promise:
     """What a run of the candidate will show."""
     seen = {name: allocated for name, allocated, _ in rehearsal.phases}
     phases = tuple(_phase(phase, seen.get(phase.name, phase.peak.total)) for phase in priced.phases)
-    waiting = sum(sum(c.weights) for c in priced.program.components)
     return Promise(
         phases=phases, allocated=rehearsal.allocated, reserved=rehearsal.reserved, context=device.context,
-        host=0 if any(option.neutral for option in priced.candidate) else waiting, seconds=priced.seconds,
+        host=priced.program.waiting, seconds=priced.seconds,
     )  # fmt: skip
 
 
@@ -147,16 +148,16 @@ def _phase(phase: Phase, peak: int) -> PhasePromise:
 def _plan(
     winner: Priced,
     rehearsal: Rehearsal,
-    chooser: Chooser,
+    pricer: Pricer,
     order: Order,
     bound: float,
     explored: int,
     rejected: tuple[Rejection, ...],
 ) -> Plan:
-    plain = chooser.baseline()
-    unbounded = chooser.rehearse(plain, None)
+    plain = pricer.baseline()
+    unbounded = pricer.rehearse(plain, None)
     fits = unbounded.reserved <= order.capacity or (
-        unbounded.allocated <= order.capacity and not chooser.rehearse(plain, order.capacity).failed
+        unbounded.allocated <= order.capacity and not pricer.rehearse(plain, order.capacity).failed
     )
     return Plan(
         model=order.model, pipeline=winner.program.pipeline, dtype=order.dtype or _dtype(winner), request=order.request,

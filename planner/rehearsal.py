@@ -11,6 +11,7 @@ from planner.cost import Cost, temporaries
 from planner.device import Device
 from planner.program import (
     Alloc,
+    Await,
     Call,
     Cast,
     Conv,
@@ -19,6 +20,7 @@ from planner.program import (
     Enter,
     Event,
     Exit,
+    Fetch,
     Free,
     Load,
     Matmul,
@@ -100,7 +102,7 @@ class _Stage:
                 self._run(kernel)
             case Call(recording, _, kept):
                 self._call(recording, kept, scene)
-            case Load(key, sizes):
+            case Load(key, sizes) | Fetch(key, sizes):
                 scene.weights.setdefault(key, []).append([self.allocator.malloc(size) for size in sizes])
             case Drop(key):
                 self._release(scene.weights[key].pop())
@@ -108,7 +110,7 @@ class _Stage:
                 self._cast(scene.weights[component], sizes)
             case Empty():
                 self.allocator.empty_cache()
-            case Enter() | Exit():
+            case Enter() | Exit() | Await():
                 pass
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:

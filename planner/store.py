@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from planner import program as p
-from planner.program import Component, Event, Kernel, Program, Recording, Setting, Variant
+from planner.program import Component, Event, Kernel, Program, Recording, Setting, Unit, Variant
 
 FORMAT = 3
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
-EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Load, p.Drop, p.Empty)
+EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)
+"""Those of a recording; placement, which is not stored, adds the others."""
 
+TABLES = ("kernels", "recordings", "family", "placed")
+"""Fields of a program that its family shares, or that are not stored."""
 FLAT = frozenset(EVENTS.index(kind) for kind in (p.Alloc, p.Free, p.Run))
 """Events that are numbers only; nearly all are."""
 
@@ -84,7 +87,7 @@ def _row(kinds: Sequence[type], value: Any) -> list[Any]:
 
 
 def _heading(member: Program) -> dict[str, Any]:
-    own = {f.name: getattr(member, f.name) for f in fields(member) if f.name not in ("kernels", "recordings", "family")}
+    own = {f.name: getattr(member, f.name) for f in fields(member) if f.name not in TABLES}
     variant = asdict(member.variant) | {"channels_last": sorted(member.variant.channels_last)}
     components = [asdict(c) | {"traits": sorted(c.traits)} for c in member.components]
     return own | {"variant": variant, "components": components, "excluded": sorted(member.excluded)}
@@ -124,7 +127,8 @@ def _event(row: list[Any]) -> Event:
 
 def _component(data: dict[str, Any]) -> Component:
     sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
-    return Component(**data | sizes | {"traits": frozenset(data["traits"])})
+    units = tuple(Unit(path, tuple(places)) for path, places in data["units"])
+    return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units})
 
 
 def _frozen(value: Any) -> Any:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from planner import profiles, reasons
-from planner.choose import Choice, Chooser, Limits, NothingFits
+from planner.choose import Choice, NothingFits, choose
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.plan import Plan
+from planner.pricing import Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
 from planner.reasons import Shortage
 from planner.request import PICTURES, Request
+from planner.scenes import Limits
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 from planner.units import format_bytes
@@ -36,7 +38,7 @@ class Study:
     request: Request
     programs: Programs
     techniques: Sequence[Technique] = DEFAULT
-    _choosers: dict[Device, Chooser] = field(default_factory=dict, repr=False)
+    _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
 
     def plan(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan:
         """The fastest combination within `budget` bytes, by default the request's, and `host` bytes of host memory.
@@ -45,38 +47,38 @@ class Study:
         """
         order = self._order(device, budget)
         try:
-            return reasons.plan_of(self.choice(device, order.budget, host), self.chooser(device), order)
+            return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
-            raise reasons.infeasible(nothing, self.chooser(device), order) from nothing
+            raise reasons.infeasible(nothing, self.pricer(device), order) from nothing
 
     def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
         """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
         order = self._order(device, budget)
         try:
-            return reasons.plan_of(self.choice(device, order.budget, host), self.chooser(device), order)
+            return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
-            return reasons.shortage(nothing, self.chooser(device), order)
+            return reasons.shortage(nothing, self.pricer(device), order)
 
     def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
-        """What the chooser found.  Raises NothingFits."""
+        """What the pricer found.  Raises NothingFits."""
         capacity = budget - device.context
         if capacity <= 0:
             raise BadRequest(
                 f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of "
                 f"{format_bytes(device.context)}; ask for more."
             )
-        return self.chooser(device).choose(Limits(capacity=capacity, host=host))
+        return choose(self.pricer(device), Limits(capacity=capacity, host=host))
 
-    def chooser(self, device: Device) -> Chooser:
+    def pricer(self, device: Device) -> Pricer:
         """Prices on that card; one for each."""
-        if device not in self._choosers:
-            self._choosers[device] = Chooser(self.programs, device, self.request, self.techniques)
-        return self._choosers[device]
+        if device not in self._pricers:
+            self._pricers[device] = Pricer(self.programs, device, self.request, self.techniques)
+        return self._pricers[device]
 
     def of(self, **changes: Any) -> Study:
         """The same model with other fields of the request, on the same ghost."""
         request = replace(self.request, **changes)
-        return replace(self, request=request, programs=self.programs.resized(request), _choosers={})
+        return replace(self, request=request, programs=self.programs.resized(request), _pricers={})
 
     def keep(self) -> None:
         """Write what was recorded to disk."""

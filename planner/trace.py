@@ -14,10 +14,11 @@ from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.metas import tensors
-from planner.program import Call, Cast, Component, Program, Variant, sample_of
+from planner.program import Call, Cast, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay
 from planner.signature import Shape, made_anew, mapped
+from planner.streamable import held, units_of
 
 if TYPE_CHECKING:
     from planner.request import Request
@@ -247,6 +248,7 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
         traits=frozenset(trait for trait, has in (*_traits(name, module), apart) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
+        units=() if is_autoencoder(module) else tuple(Unit(path, places) for path, _, places in units_of(module)),
     )  # fmt: skip
 
 
@@ -298,9 +300,4 @@ def offloads_buffers(module: torch.nn.Module) -> bool:
 
 def weights_of(module: torch.nn.Module) -> tuple[int, ...]:
     """Bytes of each parameter and buffer, tied ones once, in the order in which `Module.to` moves them."""
-    seen: dict[int, torch.Tensor] = {}
-    for part in module.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None and tensor.numel():
-                seen.setdefault(id(tensor), tensor)
-    return tuple(nbytes(t) for t in seen.values())
+    return tuple(map(nbytes, held(module)))

@@ -9,9 +9,11 @@ import pytest
 
 from planner import profiles
 from planner.cards import card
-from planner.choose import SLACK, Candidate, Chooser, Limits, NothingFits
+from planner.choose import NothingFits, choose
+from planner.pricing import Candidate, Pricer
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
+from planner.scenes import SLACK, Limits
 from planner.techniques import DEFAULT
 
 CARD = card("rtx-3070")
@@ -20,26 +22,26 @@ REQUEST = Request(height=512, width=512, images=2, steps=2)
 
 
 @pytest.fixture(scope="module")
-def chooser(tmp_path_factory: pytest.TempPathFactory) -> Chooser:
+def pricer(tmp_path_factory: pytest.TempPathFactory) -> Pricer:
     """SD 1.5 in half precision; the backends of attention are left to `test_no_backend_is_better` alone."""
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path_factory.mktemp("programs"))
-    return Chooser(programs, CARD, REQUEST, [t for t in DEFAULT if t.name != "attention"])
+    return Pricer(programs, CARD, REQUEST, [t for t in DEFAULT if t.name != "attention"])
 
 
-def every(chooser: Chooser) -> Iterator[Candidate]:
+def every(pricer: Pricer) -> Iterator[Candidate]:
     """All combinations of all options, each technique asked on the program the earlier ones leave."""
 
     def grown(candidate: Candidate, names: tuple[str, ...]) -> Iterator[Candidate]:
         if not names:
             yield candidate
             return
-        offered = chooser._offered(names[0], chooser.price(candidate))
+        offered = pricer.offered(names[0], pricer.price(candidate))
         if not any(option.neutral for option in offered):
             yield from grown(candidate, names[1:])
         for option in offered:
             yield from grown((*candidate, option), names[1:])
 
-    return grown((), tuple(chooser._techniques))
+    return grown((), tuple(pricer.techniques))
 
 
 def intervention(candidate: Candidate) -> tuple[int, int]:
@@ -47,13 +49,13 @@ def intervention(candidate: Candidate) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("capacity", [4000 * MB, 2900 * MB, 2600 * MB, 2350 * MB, 1800 * MB, 900 * MB, 640 * MB])
-def test_no_candidate_is_better(chooser: Chooser, capacity: int) -> None:
-    chosen = chooser.choose(Limits(capacity=capacity, host=None)).winner
-    assert not chooser.rehearse(chosen, capacity).failed
+def test_no_candidate_is_better(pricer: Pricer, capacity: int) -> None:
+    chosen = choose(pricer, Limits(capacity=capacity, host=None)).winner
+    assert not pricer.rehearse(chosen, capacity).failed
     able = []
-    for candidate in every(chooser):
-        priced = chooser.price(candidate)
-        if priced.worst.peak.total <= capacity and not chooser.rehearse(priced, capacity).failed:
+    for candidate in every(pricer):
+        priced = pricer.price(candidate)
+        if priced.worst.peak.total <= capacity and not pricer.rehearse(priced, capacity).failed:
             able.append(priced)
     fastest = min(priced.seconds for priced in able)
     near = [priced for priced in able if priced.seconds <= fastest * (1 + SLACK)]
@@ -61,17 +63,17 @@ def test_no_candidate_is_better(chooser: Chooser, capacity: int) -> None:
     assert intervention(chosen.candidate) == min(intervention(priced.candidate) for priced in near)
 
 
-def test_nothing_fits_below_the_leanest(chooser: Chooser) -> None:
-    leanest = min(chooser.price(candidate).worst.peak.total for candidate in every(chooser))
+def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
+    leanest = min(pricer.price(candidate).worst.peak.total for candidate in every(pricer))
     with pytest.raises(NothingFits) as refused:
-        chooser.choose(Limits(capacity=leanest - MB, host=None))
+        choose(pricer, Limits(capacity=leanest - MB, host=None))
     assert refused.value.evidence.capacity == leanest
     assert refused.value.leanest.worst.peak.total == leanest
 
 
 def test_exactness_leaves_out_what_is_not(tmp_path: Path) -> None:
     request = Request(height=512, width=512, steps=2, fidelity=Fidelity.EXACT)
-    exact = Chooser(Programs(FromProfile(profiles.find("sd15"), None), request, tmp_path), CARD, request, DEFAULT)
+    exact = Pricer(Programs(FromProfile(profiles.find("sd15"), None), request, tmp_path), CARD, request, DEFAULT)
     chosen = exact.choose(Limits(capacity=2350 * MB, host=None)).winner
     assert all(option.fidelity == Fidelity.EXACT for option in chosen.candidate)
     assert not any(option.technique == "vae_tiling" for option in chosen.candidate)
@@ -79,13 +81,13 @@ def test_exactness_leaves_out_what_is_not(tmp_path: Path) -> None:
 
 def test_no_backend_is_better(tmp_path: Path) -> None:
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path)
-    free = Chooser(programs, CARD, REQUEST, DEFAULT).choose(Limits(capacity=4000 * MB, host=None))
+    free = Pricer(programs, CARD, REQUEST, DEFAULT).choose(Limits(capacity=4000 * MB, host=None))
     assert not any(option.technique == "attention" for option in free.winner.candidate)
     assert {option.value for worse, _ in free.pruned for option in worse.candidate} >= {"efficient", "math"}
 
 
-def test_host_memory_is_a_limit(chooser: Chooser) -> None:
-    weights = sum(sum(component.weights) for component in chooser.price(()).program.components)
+def test_host_memory_is_a_limit(pricer: Pricer) -> None:
+    weights = sum(sum(component.weights) for component in pricer.price(()).program.components)
     with pytest.raises(NothingFits):
-        chooser.choose(Limits(capacity=900 * MB, host=weights - 1))
-    chooser.choose(Limits(capacity=900 * MB, host=weights))
+        choose(pricer, Limits(capacity=900 * MB, host=weights - 1))
+    choose(pricer, Limits(capacity=900 * MB, host=weights))

@@ -10,6 +10,7 @@ from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
 from planner.techniques.split import Split
+from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
 from planner.techniques.vae_slicing import VaeSlicing
 from planner.techniques.vae_tiling import VaeTiling
@@ -23,6 +24,7 @@ DEFAULT: tuple[Technique, ...] = (
     VaeTiling(),
     AttentionBackend(),
     MicroBatch(),
+    Streaming(),
     Placement(),
     Tracing(),
     Split(),

@@ -13,10 +13,12 @@ from planner.request import Fidelity, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting of one technique.  The pair (technique, value) identifies it; `value` survives JSON."""
+    """One setting of one technique.  Technique, component and value identify it; `value` survives JSON."""
 
     technique: str
     value: str | int = ""
+    component: str = ""
+    """The component it concerns, where a technique chooses for each component by itself."""
     fidelity: Fidelity = Fidelity.EXACT
     neutral: bool = False
     """What happens when nothing is chosen; it counts as no change."""
@@ -26,7 +28,7 @@ class Option:
     """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
 
 
-Scope = Literal["call", "denoiser", "autoencoder"]
+Scope = Literal["call", "component", "denoiser", "autoencoder"]
 Undo = Callable[[], None]
 
 
@@ -44,7 +46,9 @@ class Technique(Protocol):
 
     @property
     def scope(self) -> Scope:
-        """What it changes: the whole `call`, or only the phases of the `denoiser` or the `autoencoder`."""
+        """What it changes: the whole `call`, where the weights of one `component` are, or only the phases of the
+        `denoiser` or the `autoencoder`.
+        """
         ...
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:

@@ -76,3 +76,10 @@ def undone_on_error(undo: Undo) -> Iterator[None]:
     except BaseException:
         undo()
         raise
+
+
+def default_device() -> str:
+    """Where a pipeline computes when nobody says."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

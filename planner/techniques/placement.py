@@ -11,7 +11,8 @@ from planner.offload import model_offload, resident, sequential_offload
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
-from planner.techniques.live import in_reverse, modules, parts, remember, tensors, undone_on_error
+from planner.techniques.entrance import is_ours, travels
+from planner.techniques.live import default_device, in_reverse, modules, parts, remember, tensors, undone_on_error
 
 CALLS = {
     "resident": 'pipe.to("cuda")',
@@ -33,6 +34,10 @@ class Placement:
     scope: Scope = "call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        if any("travels" in component.traits for component in program.components):
+            staying = (c.name for c in program.components if "travels" not in c.traits)
+            calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
+            return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
         able = tuple(value for value in CALLS if value != "model" or any(program.chain))
         return tuple(
             Option(technique=self.name, value=value, neutral=value == "resident", calls=(CALLS[value],))
@@ -48,7 +53,7 @@ class Placement:
                 f"{', '.join(hooked)} ({len(hooked)} components) are offloaded already; "
                 "call pipe.remove_all_hooks() and pipe.to('cpu') first."
             )
-        device, undo = self.device or _default_device(), _remember_places(pipe)
+        device, undo = self.device or default_device(), _remember_places(pipe)
         with undone_on_error(undo):
             if option.value == "model":
                 pipe.enable_model_cpu_offload(device=device)
@@ -57,17 +62,22 @@ class Placement:
             elif option.value == "sequential":
                 pipe.enable_sequential_cpu_offload(device=device)
             else:
-                pipe.to(device)
+                _settle(pipe, device)
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
         return REWRITES[str(option.value)](program)
 
 
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _settle(pipe: Any, device: str) -> None:
+    """Everything on the card, but for components whose weights travel already."""
+    parts = modules(pipe)
+    if not any(is_ours(getattr(part, "_hf_hook", None)) for part in parts.values()):
+        pipe.to(device)
+        return
+    for part in parts.values():
+        if not travels(part):
+            part.to(device)
 
 
 def _sequential_on_cpu(pipe: Any) -> None:
@@ -92,7 +102,11 @@ def offloaded(pipe: Any) -> tuple[str, ...]:
 
 
 def _is_offloaded(module: Any) -> bool:
-    return any(hasattr(part, "_hf_hook") or _groups(part) for part in module.modules())
+    return any(_is_foreign(getattr(part, "_hf_hook", None)) or _groups(part) for part in module.modules())
+
+
+def _is_foreign(hook: Any) -> bool:
+    return hook is not None and not is_ours(hook)
 
 
 def _groups(part: Any) -> bool:

@@ -16,7 +16,7 @@ sys.path.append(str(rig.PROJECT / "benchmarks"))
 
 from founding import SETTINGS, WHOLE, cases, compare, measure
 
-from planner.choose import described
+from planner.pricing import described
 
 CHOSEN = {
     "sd15 float16 512²": (

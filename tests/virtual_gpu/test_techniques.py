@@ -17,7 +17,7 @@ from founding import PROMPT, STEPS, on_the_card
 
 from planner import profiles
 from planner.cards import card
-from planner.choose import Chooser
+from planner.pricing import Pricer
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.snippet import ARGUMENTS
@@ -83,12 +83,12 @@ def predicted(case: Case, cache: Path, *, used: bool) -> dict[str, int]:
     """Allocated peaks by phase and over all, with every component resident."""
     device = replace(card(CARD), total=VRAM, free=VRAM)
     programs = Programs(FromProfile(profiles.find(case.model), None), case.asked, cache)
-    chooser = Chooser(programs, device, case.asked, DEFAULT)
-    bare = chooser.price(()).program
+    pricer = Pricer(programs, device, case.asked, DEFAULT)
+    bare = pricer.price(()).program
     offered = [option for technique in DEFAULT for option in technique.options(bare, device, case.asked)]
     chosen = [o for o in offered if o.neutral or (used and (o.technique, o.value) == case.use)]
     assert len(chosen) == 1 + used, "offered"
-    seen = chooser.rehearse(chooser.price(tuple(chosen)), None)
+    seen = pricer.rehearse(pricer.price(tuple(chosen)), None)
     programs.keep()
     return {"whole": seen.allocated, **{name: allocated for name, allocated, _ in seen.phases}}
 

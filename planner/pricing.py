@@ -1,0 +1,132 @@
+"""Pricing: a candidate becomes a program, and that bytes and seconds in each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from planner.cost import Cost, Phase
+from planner.device import Device
+from planner.program import Program, Variant
+from planner.programs import Programs
+from planner.rehearsal import Rehearsal, rehearse
+from planner.request import Request
+from planner.techniques.base import Option, Scope, Technique
+
+Candidate = tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """A candidate with its program and phases."""
+
+    candidate: Candidate
+    program: Program
+    phases: tuple[Phase, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole request."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
+    def worst(self) -> Phase:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: phase.peak.total)
+
+    def of(self, scope: Scope) -> tuple[int, ...]:
+        """Positions of the phases in which components of that role work."""
+        names = {c.name for c in self.program.components if scope in c.traits}
+        return tuple(n for n, phase in enumerate(self.phases) if phase.name.partition(".")[0] in names)
+
+
+class Pricer:
+    """Prices candidates of one model, request and device; each once."""
+
+    def __init__(self, programs: Programs, device: Device, request: Request, techniques: Sequence[Technique]) -> None:
+        self._programs, self._device, self._request = programs, device, request
+        self.techniques = {technique.name: technique for technique in techniques}
+        self._cost = Cost(device, request.calls)
+        self._known: dict[Candidate, Priced] = {}
+
+    @property
+    def priced(self) -> int:
+        """How many candidates were."""
+        return len(self._known)
+
+    def price(self, candidate: Candidate) -> Priced:
+        """The candidate's program and phases."""
+        if candidate not in self._known:
+            variant = Variant()
+            for option in candidate:
+                variant = self.techniques[option.technique].variant(variant, option)
+            program = self._programs.get(variant)
+            for option in candidate:
+                program = self.techniques[option.technique].rewrite(program, option)
+            phases = self._cost.phases(program)
+            self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
+        return self._known[candidate]
+
+    def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
+        """The candidate in PyTorch's allocator."""
+        return rehearse(priced.program, self._device, capacity=capacity, cost=self._cost)
+
+    def baseline(self) -> Priced:
+        """Nothing switched on, every component on the card."""
+        bare = self.price(())
+        offered = (option for name in self.techniques for option in self.offered(name, bare))
+        return self.price(self.merged(bare, tuple(option for option in offered if option.neutral)))
+
+    def resized(self, request: Request) -> Pricer:
+        """The same for another request of the same model."""
+        return Pricer(self._programs.resized(request), self._device, request, tuple(self.techniques.values()))
+
+    def settled(self, candidate: Candidate) -> Candidate:
+        """What lets weights stay speaks of all of them; where some are streamed it speaks of the others."""
+        bare = tuple(option for option in candidate if not option.neutral)
+        if not any(option.component for option in bare):
+            return candidate
+        return neutral(candidate, self.offered("placement", self.price(bare)))
+
+    def offered(self, name: str, priced: Priced) -> tuple[Option, ...]:
+        technique = self.techniques.get(name)
+        return technique.options(priced.program, self._device, self._request) if technique else ()
+
+    def merged(self, priced: Priced, options: Candidate) -> Candidate:
+        order = list(self.techniques)
+        return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
+
+    def combinations(self, scope: Scope, priced: Priced) -> list[Candidate]:
+        """Every choice among the techniques of one scope, doing nothing included."""
+        names = (name for name, technique in self.techniques.items() if technique.scope == scope)
+        offered = [(None, *self.offered(name, priced)) for name in names]
+        return [tuple(option for option in choice if option is not None) for choice in product(*offered)]
+
+
+def neutral(candidate: Candidate, options: Sequence[Option]) -> Candidate:
+    """The candidate with the neutral one among these options in place of the one it has."""
+    plain = {option.technique: option for option in options if option.neutral}
+    return tuple(plain.get(option.technique, option) for option in candidate)
+
+
+def described(candidate: Candidate) -> str:
+    """The options in words: `placement=model + vae_slicing`."""
+    return " + ".join(map(words, candidate)) or "nothing"
+
+
+def words(option: Option) -> str:
+    """One option in words; the component it concerns comes before its value."""
+    value = f"{option.component}:{option.value}" if option.component else str(option.value)
+    return f"{option.technique}={value}" if value else option.technique
+
+
+def intervention(candidate: Candidate) -> tuple[int, int]:
+    """Fidelity, in it first without what only saves memory, then changes."""
+    lean = any(option.lean for option in candidate)
+    return 2 * fidelity(candidate) + lean, sum(not option.neutral for option in candidate)
+
+
+def fidelity(candidate: Candidate) -> int:
+    """Of the least faithful option."""
+    return max((int(option.fidelity) for option in candidate), default=0)

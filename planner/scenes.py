@@ -1,0 +1,186 @@
+"""Scenes: what the solver is asked, made from candidates and their prices.
+
+A scene fixes every choice that concerns the whole call (dtype, split, attention, placement).  Inside it each group has
+choices of its own: the denoiser and the autoencoder, which touch only their own phases, or the components whose weights
+may be streamed, which add to every phase in which they are on the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+
+from planner import solve
+from planner.cost import rounded
+from planner.pricing import Candidate, Priced, Pricer, described, fidelity, intervention
+from planner.techniques.base import Option, Scope
+
+DENOISER: Scope = "denoiser"
+GROUPS: tuple[Scope, ...] = (DENOISER, "autoencoder")
+SLACK = 0.02
+"""Least intervention: candidates this much slower than the fastest count as equally fast."""
+FRAGMENTS = 0.05
+"""Share of the capacity that unsplit blocks and fragments may take beyond the sums: SD 1.5 at 512² under 3 GB filled
+its 2.53 GB with 2.43 allocated.  Nearer to it leaner choices are priced too, for the allocator may refuse this one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bytes torch may reserve, and bytes of host memory for waiting weights."""
+
+    capacity: int
+    host: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A scene that was priced, the solver's problem made of it, and what its offers stand for."""
+
+    priced: Priced
+    problem: solve.Problem
+    options: dict[str, Candidate]
+    """Options behind each offer's name."""
+
+    @property
+    def bound(self) -> float:
+        """Seconds below which no choice in this scene gets, whatever the limits."""
+        return self.problem.seconds + sum(min(o.seconds for o in group) for group in self.problem.groups)
+
+
+class Scenes:
+    """Makes scenes of one request under its limits."""
+
+    def __init__(self, pricer: Pricer, limits: Limits) -> None:
+        self._pricer, self._limits = pricer, limits
+        self._plain: dict[Candidate, Scene] = {}
+
+    def plain(self, candidate: Candidate) -> Scene:
+        """The scene in which the weights are where the candidate says."""
+        if candidate not in self._plain:
+            self._plain[candidate] = self._scene(self._pricer.price(candidate), {})
+        return self._plain[candidate]
+
+    def streaming(self, candidate: Candidate) -> Iterator[Scene]:
+        """Scenes in which components may be streamed, one for each way the denoiser may otherwise run.
+
+        How much of a copy the kernels hide depends on how long they take, so what is chosen for the denoiser is fixed.
+        """
+        priced = self._pricer.price(candidate)
+        if priced.worst.peak.total <= self._limits.capacity * (1 - FRAGMENTS):
+            return
+        streams: dict[str, list[Option]] = {}
+        for name, technique in self._pricer.techniques.items():
+            for option in self._pricer.offered(name, priced) if technique.scope == "component" else ():
+                streams.setdefault(option.component, []).append(option)
+        if not streams:
+            return
+        leanest = self._pricer.merged(priced, tuple(options[-1] for options in streams.values()))
+        for combination in self._pricer.combinations(DENOISER, self._pricer.price(leanest)):
+            yield self._scene(self._pricer.price(self._pricer.merged(priced, combination)), streams)
+
+    def whole(self, scene: Scene, solution: solve.Solution) -> Priced:
+        """The candidate a solution stands for."""
+        chosen = tuple(option for offer in solution.choice[1:] for option in scene.options[offer.name])
+        return self._pricer.price(self._pricer.settled(self._pricer.merged(scene.priced, chosen)))
+
+    def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]]) -> Scene:
+        """The solver's problem for one scene; `streams` are choices for single components, which then have groups."""
+        options: dict[str, Candidate] = {}
+        held = [sum(map(rounded, priced.program.component(name).weights)) for name in streams]
+        groups = [
+            tuple(self._streams(priced, weights, choices, options))
+            for weights, choices in zip(held, streams.values(), strict=True)
+        ]
+        room = _room(self._limits.capacity + sum(held), groups, len(priced.phases))
+        open_ = GROUPS[1:] if streams else GROUPS
+        scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
+        mine = {row for _, rows in scopes for row in rows}
+        least = sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine)
+        for scope, rows in scopes:
+            offers = tuple(self._offers(priced, scope, rows, room, least, options))
+            groups.append(offers)
+            least += min(offer.seconds for offer in offers)
+        problem = solve.Problem(
+            label=described(priced.candidate) + (" + streaming" if streams else ""),
+            groups=((self._offer(priced, (), range(0), priced),), *groups),
+            base=tuple((0 if n in mine else phase.peak.total) - sum(held) for n, phase in enumerate(priced.phases)),
+            capacity=self._limits.capacity, host=self._limits.host,
+            seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
+        )  # fmt: skip
+        return Scene(priced=priced, problem=problem, options=options)
+
+    def _streams(
+        self, scene: Priced, weights: int, choices: Sequence[Option], options: dict[str, Candidate]
+    ) -> Iterator[solve.Offer]:
+        """A component with its weights on the card throughout, or streamed in one of these ways.
+
+        An offer's rows count the weights of the component itself too, so that none is negative.
+        """
+        for choice in ((), *((option,) for option in choices)):
+            priced = self._pricer.price(self._pricer.merged(scene, choice))
+            more = zip(priced.phases, scene.phases, strict=True)
+            offer = solve.Offer(
+                name=described(choice),
+                seconds=priced.seconds - scene.seconds,
+                memory=tuple(weights + phase.peak.total - before.peak.total for phase, before in more),
+                host=priced.program.waiting - scene.program.waiting,
+                fidelity=fidelity(choice),
+                changes=len(choice),
+            )
+            options[offer.name] = choice
+            yield offer
+
+    def _offers(
+        self,
+        priced: Priced,
+        scope: Scope,
+        rows: Sequence[int],
+        room: Sequence[int],
+        rest: float,
+        options: dict[str, Candidate],
+    ) -> Iterator[solve.Offer]:
+        """Choices of one group, those that intervene least first, as long as more of them can matter.
+
+        Less faithful choices and lean ones only save memory: they are priced where none before them fits, and take no
+        less time than the fastest of those.  So once one fits that is within the slack of that time, where the other
+        phases take `rest` seconds at least, no later choice can be preferred but by less than the slack.
+        """
+        choices = self._pricer.combinations(scope, priced)
+        fastest = fitting = enough = inf
+        grouped = {row for scope in GROUPS for row in priced.of(scope)}
+        elsewhere = (n for n in range(len(priced.phases)) if n not in grouped)
+        hopeless = any(priced.phases[n].peak.total > room[n] for n in elsewhere)
+        hopeless |= any(priced.phases[n].peak.weights > room[n] for n in rows)
+        level = 0
+        for (reach, _), same in groupby(sorted(choices, key=intervention), key=intervention):
+            if reach > level:
+                level, enough = reach, fastest + SLACK * (rest + fastest)
+                if fitting < inf or hopeless:
+                    return
+            for choice in same:
+                if level and fitting <= enough:
+                    return
+                offer = self._offer(self._pricer.price(self._pricer.merged(priced, choice)), choice, rows, priced)
+                options[offer.name] = choice
+                fastest = min(fastest, offer.seconds)
+                if all(offer.memory[n] <= room[n] - self._limits.capacity * FRAGMENTS for n in rows):
+                    fitting = min(fitting, offer.seconds)
+                yield offer
+
+    def _offer(self, priced: Priced, choice: Candidate, rows: Sequence[int], scene: Priced) -> solve.Offer:
+        own = choice if rows else scene.candidate
+        return solve.Offer(
+            name=described(own),
+            host=0 if rows else priced.program.waiting,
+            seconds=sum(priced.phases[n].seconds for n in rows),
+            memory=tuple(priced.phases[n].peak.total if n in rows else 0 for n in range(len(scene.phases))),
+            fidelity=fidelity(own),
+            changes=sum(not option.neutral for option in own),
+        )
+
+
+def _room(most: int, groups: Sequence[Sequence[solve.Offer]], phases: int) -> list[int]:
+    """Bytes of each phase for all else when every component is at its leanest, where rows count its weights too."""
+    return [most - sum(min(offer.memory[n] for offer in group) for group in groups) for n in range(phases)]

@@ -1,0 +1,271 @@
+"""Streaming: part of a component's weights wait in pinned host memory and come to the card just before they are needed.
+
+A unit is fetched while the one before it computes and is dropped when it has run: host memory keeps its copy, so
+nothing travels back.  Units that stay between them give the copies time, so those that travel are spread evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from planner.program import (
+    PLACED,
+    Alloc,
+    Await,
+    Call,
+    Component,
+    Drop,
+    Enter,
+    Event,
+    Exit,
+    Fetch,
+    Free,
+    Program,
+    Recording,
+    Unit,
+)
+
+ALIGNED = 512
+"""Each weight of a unit starts at a multiple of this in the one block that holds them all."""
+
+
+def block(component: Component, unit: Unit) -> int:
+    """Bytes of the block in which a unit's weights lie and travel."""
+    return sum(-(-component.weights[place] // ALIGNED) * ALIGNED for place in unit.places)
+
+
+def spread(sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """Which `count` of these many things travel, so that at every point about the same share of the bytes does."""
+    total, seen, gone = sum(sizes), 0, 0
+    chosen: list[int] = []
+    for place, size in enumerate(sizes):
+        left = len(sizes) - place
+        seen += size
+        wanted = gone + size / 2 <= seen * count / len(sizes) if total else True
+        if len(chosen) < count and (wanted or count - len(chosen) >= left):
+            chosen.append(place)
+            gone += size
+    return tuple(chosen)
+
+
+def streamable(program: Program, name: str) -> bool:
+    """Whether every unit of the component is called, and every call of the component stands on its own."""
+    component = program.component(name)
+    calls = list(_calls(program, name))
+    if not component.units or not calls or any(isinstance(call, Enter) for call in calls):
+        return False
+    seen = {path for call in calls if isinstance(call, Call) for path in _Flat(program, component).touched(call)}
+    return seen == {unit.path for unit in component.units}
+
+
+def successor(program: Program, name: str) -> str:
+    """The component called first after the last call of `name` that does not work in between; empty where none is."""
+    order = [_owner(event) for event in program.recordings[program.course].events if _is_call(event)]
+    if name not in order:
+        return ""
+    first, last = order.index(name), len(order) - 1 - order[::-1].index(name)
+    return next((later for later in order[last + 1 :] if later not in order[first : last + 1]), "")
+
+
+def stream(program: Program, name: str, away: Collection[str], until: str = "") -> Program:
+    """The program with the units of `away` fetched anew whenever the component runs.
+
+    The others are on the card from the start, or, with `until`, from the component's first call to that of the
+    component named there.
+    """
+    component = program.component(name)
+    gone = {unit.path: unit for unit in component.units if until or unit.path in away}
+    travelling = {place for unit in gone.values() for place in unit.places}
+    blocks = {path: block(component, unit) for path, unit in gone.items()}
+    visiting = tuple(size for path, size in blocks.items() if path not in away)
+    writer = _Writer(program, component, {path: blocks[path] for path in away})
+    course = tuple(_course(program, name, writer, visiting, until))
+    kept = tuple(size for place, size in enumerate(component.weights) if place not in travelling)
+    left = replace(component, weights=kept, units=(), traits=component.traits | {"travels"})
+    return replace(
+        program, components=tuple(left if c.name == name else c for c in program.components),
+        placed=(*program.placed, *writer.written), waiting=program.waiting + sum(blocks.values()),
+    ).with_course(course)  # fmt: skip
+
+
+def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, ...], until: str) -> Iterator[Event]:
+    here, first = False, True
+    for event in program.recordings[program.course].events:
+        if _is_call(event) and _owner(event) == until and here:
+            here = False
+            yield from (Enter(_module(event), ()), Drop(name, copied=False), Exit())
+        if isinstance(event, Call) and _owner(event) == name:
+            if first and visiting:
+                here = True
+                yield from (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
+            yield writer.written_anew(event, first=first)
+            first = False
+        else:
+            yield event
+
+
+def _calls(program: Program, name: str) -> Iterator[Event]:
+    return (e for e in program.recordings[program.course].events if _is_call(e) and _owner(e) == name)
+
+
+def _is_call(event: Event) -> bool:
+    return isinstance(event, (Call, Enter)) and bool(event.module)
+
+
+def _module(event: Event) -> str:
+    return event.module if isinstance(event, (Call, Enter)) else ""
+
+
+def _owner(event: Event) -> str:
+    return _module(event).partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """A unit is about to run."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """It has run."""
+
+    path: str
+
+
+@dataclass(slots=True)
+class _Flat:
+    """A component's body with everything around its units written out; buffers are numbered anew."""
+
+    program: Program
+    component: Component
+    events: list[Event | _Begin | _End] = field(default_factory=list)
+    _numbers: int = 0
+    _units: frozenset[str] = frozenset()
+    _above: frozenset[str] = frozenset()
+    """Paths of the modules that hold units."""
+
+    def __post_init__(self) -> None:
+        self._units = frozenset(unit.path for unit in self.component.units)
+        self._above = frozenset(above for path in self._units for above in _holders(path))
+
+    def touched(self, call: Call) -> tuple[str, ...]:
+        """Paths of the units in the order in which they run."""
+        self.write(call.recording)
+        return tuple(event.path for event in self.events if isinstance(event, _Begin))
+
+    def write(self, recording: int) -> dict[int, int]:
+        """Write out one body; its surviving buffers by their new numbers."""
+        names: dict[int, int] = {}
+        self._body(recording, "", names)
+        return names
+
+    def _body(self, recording: int, path: str, names: dict[int, int]) -> None:
+        inside: list[str] = []
+        for event in self.program.body(recording):
+            here = inside[-1] if inside else path
+            match event:
+                case Alloc(buffer, size):
+                    self.events.append(Alloc(self._named(names, buffer), size))
+                case Free(buffer):
+                    self.events.append(Free(names.pop(buffer)))
+                case Call(inner, module, kept):
+                    self._call(inner, module, kept, self._path(here, module), names)
+                case Enter(module, _):
+                    inside.append(self._path(here, module))
+                    self.events += [event, *([_Begin(inside[-1])] if inside[-1] in self._units else [])]
+                case Exit():
+                    done = inside.pop()
+                    self.events += [*([_End(done)] if done in self._units else []), event]
+                case _:
+                    self.events.append(event)
+
+    def _call(
+        self, inner: int, module: str, kept: tuple[tuple[int, int], ...], path: str, names: dict[int, int]
+    ) -> None:
+        if path in self._units:
+            self.events += [_Begin(path), Call(inner, module, self._renamed(kept, names)), _End(path)]
+        elif path in self._above and module:
+            local: dict[int, int] = {}
+            self.events.append(Enter(module, ()))
+            self._body(inner, path, local)
+            self.events.append(Exit())
+            names.update((outer, local[survivor]) for survivor, outer in kept)
+        else:
+            self.events.append(Call(inner, module, self._renamed(kept, names)))
+
+    def _renamed(self, kept: tuple[tuple[int, int], ...], names: dict[int, int]) -> tuple[tuple[int, int], ...]:
+        return tuple((inner, self._named(names, outer)) for inner, outer in kept)
+
+    def _named(self, names: dict[int, int], buffer: int) -> int:
+        names[buffer] = self._numbers
+        self._numbers += 1
+        return names[buffer]
+
+    def _path(self, here: str, module: str) -> str:
+        """Modules that are used past their parent, such as tied embeddings, are known by their own path."""
+        path = f"{here}.{module}" if here and module else here or module
+        return module if module in self._units and path not in self._units | self._above else path
+
+
+def _holders(path: str) -> Iterator[str]:
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
+class _Writer:
+    """Bodies of one component with its travelling units fetched and dropped."""
+
+    def __init__(self, program: Program, component: Component, away: Mapping[str, int]) -> None:
+        self._program, self._component, self._away = program, component, away
+        self._known: dict[tuple[int, bool], tuple[int, dict[int, int]]] = {}
+        self.written: list[Recording] = []
+
+    def written_anew(self, call: Call, *, first: bool) -> Call:
+        """The call of the body that fetches; the first pass does not know yet what follows what."""
+        if not self._away:
+            return call
+        key = (call.recording, first)
+        if key not in self._known:
+            flat = _Flat(self._program, self._component)
+            names = flat.write(call.recording)
+            events = tuple(self._serial(flat.events) if first else self._ahead(flat.events))
+            recording = self._program.recordings[call.recording]
+            self._known[key] = PLACED + len(self._program.placed) + len(self.written), names
+            self.written.append(replace(recording, own=(), events=events))
+        index, names = self._known[key]
+        return call._replace(recording=index, kept=tuple((names[inner], outer) for inner, outer in call.kept))
+
+    def _serial(self, events: Sequence[Event | _Begin | _End]) -> Iterator[Event]:
+        for event in events:
+            match event:
+                case _Begin(path):
+                    yield from (Fetch(path, (self._away[path],)), Await(path)) if path in self._away else ()
+                case _End(path):
+                    yield from (Drop(path, copied=False),) if path in self._away else ()
+                case _:
+                    yield event
+
+    def _ahead(self, events: Sequence[Event | _Begin | _End]) -> Iterator[Event]:
+        order = [event.path for event in events if isinstance(event, _Begin) and event.path in self._away]
+        fetched = order[0]
+        yield Fetch(fetched, (self._away[fetched],))
+        later = iter(order[1:])
+        for event in events:
+            match event:
+                case _Begin(path):
+                    if path not in self._away:
+                        continue
+                    if fetched != path:
+                        yield Fetch(path, (self._away[path],))
+                    yield Await(path)
+                    following = next(later, path)
+                    if following != path:
+                        fetched = following
+                        yield Fetch(fetched, (self._away[fetched],))
+                case _End(path):
+                    yield from (Drop(path, copied=False),) if path in self._away else ()
+                case _:
+                    yield event

@@ -1,0 +1,211 @@
+"""Mover: weights of a live component that travel from host memory to the card just before they are needed.
+
+Each unit's weights lie in one block of page-locked host memory, of which the parameters are views.  While the unit runs
+they are views of a copy on the card instead.  Copies run on a stream of their own, one unit ahead of the kernels; which
+unit follows which is learnt in the first pass.  Nothing travels back, for nothing is written to the copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from planner.streaming import ALIGNED
+from planner.techniques.live import Undo
+
+
+def room(tensor: Any) -> int:
+    """Bytes of a tensor in a unit's block."""
+    return math.ceil(int(tensor.numel()) * int(tensor.element_size()) / ALIGNED) * ALIGNED
+
+
+class Cargo:
+    """The weights of one unit: at home on the host, and on the card while they are wanted."""
+
+    def __init__(self, module: Any, parameters: Sequence[Any], device: Any, stream: Any) -> None:
+        self.module, self._parameters = module, parameters
+        self._device, self._stream = device, stream
+        self._before = [parameter.device for parameter in parameters]
+        self._home = page_locked(sum(map(room, parameters)), device)
+        self._views = tuple(views(self._home, parameters))
+        for parameter, view in zip(parameters, self._views, strict=True):
+            view.copy_(parameter.data)
+            parameter.data = view
+        self._card: Any = None
+        self._ready: Any = None
+        self.aboard = False
+
+    @property
+    def here(self) -> bool:
+        """Whether its room on the card is taken."""
+        return self._card is not None
+
+    def fetch(self) -> None:
+        """Take room on the card and set the copy going; it waits for kernels that still use what was there before."""
+        import torch
+
+        with torch.inference_mode(mode=False):
+            self._card = torch.empty_like(self._home, device=self._device)
+        if self._stream is None:
+            self._card.copy_(self._home)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            self._card.copy_(self._home, non_blocking=True)
+            self._ready = self._stream.record_event()
+
+    def board(self) -> None:
+        """The parameters are on the card from here on."""
+        if not self.here:
+            self.fetch()
+        if not self.aboard:
+            self._settle()
+            for parameter, view in zip(self._parameters, views(self._card, self._parameters), strict=True):
+                parameter.data = view
+            self.aboard = True
+
+    def leave(self) -> None:
+        """The parameters are at home again and the room on the card is free."""
+        self._settle()
+        if self.aboard:
+            for parameter, view in zip(self._parameters, self._views, strict=True):
+                parameter.data = view
+        self._card, self.aboard = None, False
+
+    def dissolve(self) -> None:
+        """Memory of its own for each parameter, where it was before."""
+        self.leave()
+        for parameter, view, device in zip(self._parameters, self._views, self._before, strict=True):
+            parameter.data = view.clone() if view.device == device else view.to(device)
+        self._views = ()
+        unlock(self._home, self._device)
+
+    def _settle(self) -> None:
+        """Kernels wait for the copy; so must whatever takes its room."""
+        if self._ready is not None:
+            import torch
+
+            torch.cuda.current_stream(self._device).wait_event(self._ready)
+            self._ready = None
+
+
+class Mover:
+    """Moves the units of one component: some at every pass, others once, when the component is first called."""
+
+    def __init__(self, streamed: Sequence[Cargo], visiting: Sequence[Cargo]) -> None:
+        self._streamed, self._visiting = streamed, visiting
+        self._follows: dict[Cargo, Cargo] = {}
+        self._pass: list[Cargo] = []
+        self._handles = [
+            handle
+            for cargos, before in ((streamed, self._before), (visiting, self._visit))
+            for cargo in cargos
+            for handle in hooked(cargo, before, self._after if cargos is streamed else None)
+        ]
+
+    def begin(self) -> None:
+        """The component is called: what ran first in the last pass sets out."""
+        first, self._pass = self._pass[:1], []
+        for cargo in first:
+            if not cargo.here:
+                cargo.fetch()
+
+    def evict(self) -> None:
+        """The visitors leave."""
+        for cargo in self._visiting:
+            cargo.leave()
+
+    def dissolve(self) -> None:
+        """Everything as it was."""
+        for handle in self._handles:
+            handle.remove()
+        for cargo in (*self._streamed, *self._visiting):
+            cargo.dissolve()
+
+    def _before(self, cargo: Cargo) -> None:
+        cargo.board()
+        if cargo in self._pass:  # a component used past its `forward` begins its passes here
+            self._pass = []
+        if self._pass:
+            self._follows[self._pass[-1]] = cargo
+        self._pass.append(cargo)
+        following = self._follows.get(cargo)
+        if following and not following.here:
+            following.fetch()
+
+    def _after(self, cargo: Cargo) -> None:
+        cargo.leave()
+
+    def _visit(self, cargo: Cargo) -> None:
+        if not cargo.here:
+            for visitor in self._visiting:
+                if not visitor.here:
+                    visitor.fetch()
+        cargo.board()
+
+
+def hooked(cargo: Cargo, before: Any, after: Any) -> Iterator[Any]:
+    """Handles of hooks that call `before(cargo)` and, even if it fails, `after(cargo)` around the module's forward."""
+    yield cargo.module.register_forward_pre_hook(lambda _module, _inputs: before(cargo), prepend=True)
+    if after is not None:
+        yield cargo.module.register_forward_hook(lambda _module, _inputs, _output: after(cargo), always_call=True)
+
+
+def views(block: Any, parameters: Sequence[Any]) -> Iterator[Any]:
+    """A view of the block for each parameter, of its dtype, shape and strides."""
+    starts = accumulate(map(room, parameters), initial=0)
+    for parameter, start in zip(parameters, starts, strict=False):
+        typed = block[start : start + parameter.numel() * parameter.element_size()].view(parameter.dtype)
+        yield typed.as_strided(parameter.shape, parameter.stride())
+
+
+def own_stream(device: Any) -> Any:
+    """A stream for copies alone; None where there are none."""
+    import torch
+
+    new: Any = torch.cuda.Stream
+    return new(device) if device.type == "cuda" else None
+
+
+def page_locked(size: int, device: Any) -> Any:
+    """A block of host memory that the card can copy from while kernels run.
+
+    Registering locks just these bytes; torch's own pinned tensors are rounded up to a power of two.  Where the system
+    refuses to lock more, the block stays ordinary memory, and copies from it are only slower.
+    """
+    import torch
+
+    block = torch.empty(size, dtype=torch.uint8)
+    if device.type == "cuda":
+        _runtime().cudaHostRegister(block.data_ptr(), size, 0)
+    return block
+
+
+def unlock(block: Any, device: Any) -> None:
+    """Give the pages of `page_locked` free."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        _runtime().cudaHostUnregister(block.data_ptr())
+
+
+def _runtime() -> Any:
+    import torch
+
+    return getattr(torch.cuda, "cudart")()  # noqa: B009  (it has no types)
+
+
+def moved(tensors: Sequence[Any], device: Any) -> Undo:
+    """Move tensors as they are, and return what moves them back."""
+    before = [tensor.device for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.to(device)
+
+    def undo() -> None:
+        for tensor, home in zip(tensors, before, strict=True):
+            tensor.data = tensor.data.to(home)
+
+    return undo

@@ -1,0 +1,127 @@
+"""Streaming: a component partly on the card, the rest fetched from pinned host memory while it computes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from planner.device import Device
+from planner.errors import ApplyFailed, BadRequest
+from planner.program import Component, Program, Variant
+from planner.request import Request
+from planner.streamable import held, units_of
+from planner.streaming import block, spread, stream, streamable, successor
+from planner.techniques.base import Option, Scope, Undo
+from planner.techniques.entrance import on_call
+from planner.techniques.live import default_device, in_reverse, modules
+from planner.techniques.mover import Cargo, Mover, moved, own_stream, room
+
+STEPS = 32
+"""Shares of a denoiser between nothing and all of it that are offered at most: each about 3 % of its weights."""
+WORTH = 0.01
+"""Part of all weights below which a component is not worth a choice of its own."""
+_VALUE = re.compile(r"(\d+)/(\d+)(?:-until-(\w+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """Some units of a component travel at every pass; the others stay on the card, or stay while it works.  Exact."""
+
+    device: str = ""
+    """Where the pipeline computes; empty: cuda where there is one, else cpu."""
+    name: str = "streaming"
+    scope: Scope = "component"
+
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        whole = sum(sum(component.weights) for component in program.components)
+        able = [c for c in program.components if c.units and sum(c.weights) >= WORTH * whole]
+        return tuple(
+            self._option(component, count, until)
+            for component in able
+            if streamable(program, component.name)
+            for count, until in _choices(component, successor(program, component.name))
+        )
+
+    def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
+        return variant
+
+    def rewrite(self, program: Program, option: Option) -> Program:
+        component = program.component(option.component)
+        count, _, until = parsed(option)
+        sizes = [block(component, unit) for unit in component.units]
+        away = [component.units[place].path for place in spread(sizes, count)]
+        return stream(program, component.name, away, until)
+
+    def apply(self, pipe: Any, option: Option) -> Undo:
+        count, of, until = parsed(option)
+        parts = modules(pipe)
+        if option.component not in parts or (until and until not in parts):
+            raise ApplyFailed(
+                f"The plan streams {option.component!r} of {len(parts)} components, which this pipeline does not have; "
+                "plan this pipeline."
+            )
+        return move_units(parts[option.component], count, device=self.device, until=parts.get(until), of=of)
+
+    def _option(self, component: Component, count: int, until: str) -> Option:
+        value = f"{count}/{len(component.units)}" + (f"-until-{until}" if until else "")
+        extra = f", until=pipe.{until}" if until else ""
+        call = f"move_units(pipe.{component.name}, {count}{extra})"
+        return Option(technique=self.name, value=value, component=component.name, calls=(call,))
+
+
+def move_units(module: Any, count: int, *, device: str = "", until: Any = None, of: int | None = None) -> Undo:
+    """Have `count` units of a component travel to `device` at every pass, spread evenly, and return what undoes it.
+
+    The other units are moved there now or, with `until`, whenever the component is first called, and leave when the
+    module `until` is called.  Raises ApplyFailed where the component has not the number `of` units, or weights that
+    cannot travel.
+    """
+    import torch
+
+    units = units_of(module)
+    if count > len(units) or (of is not None and of != len(units)):
+        raise ApplyFailed(
+            f"The plan streams {count} of {of or count} units, this {type(module).__name__} has {len(units)}; "
+            "plan this pipeline as it is now."
+        )
+    target, tensors = torch.device(device or default_device()), list(held(module))
+    stream = own_stream(target)
+    weights = [[tensors[place] for place in places] for _, _, places in units]
+    away = set(spread([sum(map(room, group)) for group in weights], count))
+    travelling = away if until is None else set(range(len(units)))
+    if strange := next((p for n in travelling for p in weights[n] if type(p) is not torch.nn.Parameter), None):
+        raise ApplyFailed(
+            f"{type(module).__name__} holds 1 or more weights of type {type(strange).__name__}, which cannot be copied "
+            "byte by byte; leave `streaming` out for it."
+        )
+    cargos = {n: Cargo(units[n][1], weights[n], target, stream) for n in sorted(travelling)}
+    gone = {id(p) for n in travelling for p in weights[n]}
+    mover = Mover([cargos[n] for n in sorted(away)], [cargos[n] for n in sorted(travelling - away)])
+    undos = [mover.dissolve, moved([t for t in tensors if id(t) not in gone], target)]
+    undos.append(on_call(module, target, mover.begin, travelling=True))
+    if until is not None:
+        undos.append(on_call(until, target, mover.evict))
+    return in_reverse(undos)
+
+
+def parsed(option: Option) -> tuple[int, int, str]:
+    """Units that travel at every pass, units there are, and the component that drives the others out."""
+    match = _VALUE.fullmatch(str(option.value))
+    if match is None:
+        raise BadRequest(f"{option.value!r} is not a share to stream; write 12/57, or 12/57-until-vae.")
+    return int(match[1]), int(match[2]), match[3] or ""
+
+
+def _choices(component: Component, after: str) -> Iterator[tuple[int, str]]:
+    """How many units travel, and until when the others stay: finely for what runs at every step."""
+    units = len(component.units)
+    if "denoiser" in component.traits:
+        steps = min(units, STEPS)
+        counts = sorted({-(-units * step // steps) for step in range(1, steps + 1)})
+    else:
+        counts = [units]
+    yield from ((count, "") for count in counts)
+    if after:
+        yield from ((count, after) for count in (0, *counts[:-1]))
