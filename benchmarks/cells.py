@@ -10,9 +10,9 @@ from random import Random
 
 from planner import profiles
 from planner.cards import catalogue
-from planner.choose import Chooser, described
 from planner.device import Device
 from planner.errors import PlannerError
+from planner.pricing import Pricer, described
 from planner.program import Variant
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
@@ -145,11 +145,11 @@ def _card(rng: Random) -> str:
 
 def _options(rng: Random, cell: Cell, programs: Programs) -> tuple[Option, ...]:
     """None, one or two techniques, placement among them every other time, and what is neutral of those that need it."""
-    chooser = Chooser(programs, cell.device, cell.setting.request, DEFAULT)
+    pricer = Pricer(programs, cell.device, cell.setting.request, DEFAULT)
     order = [technique for technique in DEFAULT if technique.name not in UNDRAWN]
 
     def offered(technique: Technique, chosen: tuple[Option, ...]) -> tuple[Option, ...]:
-        return technique.options(chooser.price(chosen).program, cell.device, cell.setting.request)
+        return technique.options(pricer.price(chosen).program, cell.device, cell.setting.request)
 
     able = [t.name for t in order if not all(option.neutral for option in offered(t, ()))]
     favoured = [PLACED] if PLACED in able and rng.random() < 1 / 2 else []

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from measuring import FAILED, OUT, RAN, WHOLE, Measured
 
-from planner.choose import Chooser, Priced
 from planner.device import Device
 from planner.errors import PlannerError
+from planner.pricing import Priced, Pricer
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal
 from planner.techniques import DEFAULT
@@ -54,21 +54,21 @@ FITS, NOT = "fits", "does not fit"
 def compare(rows: Sequence[Measured], programs: Programs) -> list[Compared]:
     """The rows of one cell, the whole call first.  Peaks are compared under the cap where both run under it."""
     cell, outcome = rows[0].is_of, rows[0].outcome
-    chooser = Chooser(programs, cell.device, cell.setting.request, DEFAULT)
+    pricer = Pricer(programs, cell.device, cell.setting.request, DEFAULT)
     try:
-        priced = chooser.price(cell.options)
-        said, predicted = _said(chooser, priced, cell.device, outcome)
+        priced = pricer.price(cell.options)
+        said, predicted = _said(pricer, priced, cell.device, outcome)
     except PlannerError as error:
         said, predicted = f"{FAILED}: {error}", {}
     return [_compared(row, said, predicted.get(row.phase, (0, 0))) for row in rows]
 
 
-def _said(chooser: Chooser, priced: Priced, device: Device, outcome: str) -> tuple[str, dict[str, tuple[int, int]]]:
-    capped = chooser.rehearse(priced, device.total - device.context)
+def _said(pricer: Pricer, priced: Priced, device: Device, outcome: str) -> tuple[str, dict[str, tuple[int, int]]]:
+    capped = pricer.rehearse(priced, device.total - device.context)
     said = NOT if capped.failed else FITS
     if outcome == RAN:
         return said, {} if capped.failed else _peaks(capped)
-    return said, _peaks(chooser.rehearse(priced, None)) if outcome == OUT else {}
+    return said, _peaks(pricer.rehearse(priced, None)) if outcome == OUT else {}
 
 
 def _peaks(seen: Rehearsal) -> dict[str, tuple[int, int]]:

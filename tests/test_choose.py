@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,23 @@ from planner.pricing import Candidate, Pricer
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.scenes import SLACK, Limits
-from planner.techniques import DEFAULT
+from planner.techniques import DEFAULT, Option
+from planner.techniques.placement import Placement
+from planner.techniques.streaming import Streaming
+from planner.techniques.vae_tiling import VaeTiling
 
 CARD = card("rtx-3070")
 MB = 10**6
+APART = ("attention", "streaming")
+"""Techniques with tests of their own below."""
 REQUEST = Request(height=512, width=512, images=2, steps=2)
 
 
 @pytest.fixture(scope="module")
 def pricer(tmp_path_factory: pytest.TempPathFactory) -> Pricer:
-    """SD 1.5 in half precision; the backends of attention are left to `test_no_backend_is_better` alone."""
+    """SD 1.5 in half precision."""
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path_factory.mktemp("programs"))
-    return Pricer(programs, CARD, REQUEST, [t for t in DEFAULT if t.name != "attention"])
+    return Pricer(programs, CARD, REQUEST, [t for t in DEFAULT if t.name not in APART])
 
 
 def every(pricer: Pricer) -> Iterator[Candidate]:
@@ -36,12 +42,22 @@ def every(pricer: Pricer) -> Iterator[Candidate]:
             yield candidate
             return
         offered = pricer.offered(names[0], pricer.price(candidate))
+        if pricer.techniques[names[0]].scope == "component":
+            for streamed in one_for_each_component(offered):
+                yield from grown((*candidate, *streamed), names[1:])
+            return
         if not any(option.neutral for option in offered):
             yield from grown(candidate, names[1:])
         for option in offered:
             yield from grown((*candidate, option), names[1:])
 
     return grown((), tuple(pricer.techniques))
+
+
+def one_for_each_component(offered: tuple[Option, ...]) -> Iterator[Candidate]:
+    names = dict.fromkeys(option.component for option in offered)
+    choices = ((None, *(option for option in offered if option.component == name)) for name in names)
+    return (tuple(option for option in choice if option is not None) for choice in product(*choices))
 
 
 def intervention(candidate: Candidate) -> tuple[int, int]:
@@ -63,6 +79,19 @@ def test_no_candidate_is_better(pricer: Pricer, capacity: int) -> None:
     assert intervention(chosen.candidate) == min(intervention(priced.candidate) for priced in near)
 
 
+@pytest.mark.parametrize("capacity", [2500 * MB, 2200 * MB, 1900 * MB, 1600 * MB, 1300 * MB, 1100 * MB])
+def test_no_share_is_better(tmp_path_factory: pytest.TempPathFactory, capacity: int) -> None:
+    """Where weights are streamed, too, what is chosen is as good as anything that could be."""
+    programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path_factory.mktemp("programs"))
+    pricer = Pricer(programs, CARD, REQUEST, [VaeTiling(), Streaming(steps=5), Placement()])
+    chosen = choose(pricer, Limits(capacity=capacity, host=None)).winner
+    assert not pricer.rehearse(chosen, capacity).failed
+    priced = (pricer.price(candidate) for candidate in every(pricer))
+    able = [p for p in priced if p.worst.peak.total <= capacity and not pricer.rehearse(p, capacity).failed]
+    assert any(option.component for option in chosen.candidate)
+    assert chosen.seconds <= min(p.seconds for p in able) * (1 + SLACK)
+
+
 def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
     leanest = min(pricer.price(candidate).worst.peak.total for candidate in every(pricer))
     with pytest.raises(NothingFits) as refused:
@@ -74,14 +103,14 @@ def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
 def test_exactness_leaves_out_what_is_not(tmp_path: Path) -> None:
     request = Request(height=512, width=512, steps=2, fidelity=Fidelity.EXACT)
     exact = Pricer(Programs(FromProfile(profiles.find("sd15"), None), request, tmp_path), CARD, request, DEFAULT)
-    chosen = exact.choose(Limits(capacity=2350 * MB, host=None)).winner
+    chosen = choose(exact, Limits(capacity=2350 * MB, host=None)).winner
     assert all(option.fidelity == Fidelity.EXACT for option in chosen.candidate)
     assert not any(option.technique == "vae_tiling" for option in chosen.candidate)
 
 
 def test_no_backend_is_better(tmp_path: Path) -> None:
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path)
-    free = Pricer(programs, CARD, REQUEST, DEFAULT).choose(Limits(capacity=4000 * MB, host=None))
+    free = choose(Pricer(programs, CARD, REQUEST, DEFAULT), Limits(capacity=4000 * MB, host=None))
     assert not any(option.technique == "attention" for option in free.winner.candidate)
     assert {option.value for worse, _ in free.pruned for option in worse.candidate} >= {"efficient", "math"}
 

@@ -15,11 +15,11 @@ import planner
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "cards", "probe"),
-    *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature"),
-    *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload"),
+    *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
+    *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),
     *("blocks", "allocator", "cudnn", "workspace", "attention", "pace", "cost", "rehearsal"),
-    *("solve", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
+    *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
     *("snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""

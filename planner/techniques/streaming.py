@@ -31,6 +31,8 @@ class Streaming:
 
     device: str = ""
     """Where the pipeline computes; empty: cuda where there is one, else cpu."""
+    steps: int = STEPS
+    """How finely the share of a denoiser is chosen."""
     name: str = "streaming"
     scope: Scope = "component"
 
@@ -41,7 +43,7 @@ class Streaming:
             self._option(component, count, until)
             for component in able
             if streamable(program, component.name)
-            for count, until in _choices(component, successor(program, component.name))
+            for count, until in self._choices(component, successor(program, component.name))
         )
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
@@ -63,6 +65,18 @@ class Streaming:
                 "plan this pipeline."
             )
         return move_units(parts[option.component], count, device=self.device, until=parts.get(until), of=of)
+
+    def _choices(self, component: Component, after: str) -> Iterator[tuple[int, str]]:
+        """How many units travel, and until when the others stay: finely for what runs at every step."""
+        units = len(component.units)
+        if "denoiser" in component.traits:
+            steps = min(units, self.steps)
+            counts = sorted({-(-units * step // steps) for step in range(1, steps + 1)})
+        else:
+            counts = [units]
+        yield from ((count, "") for count in counts)
+        if after:
+            yield from ((count, after) for count in (0, *counts[:-1]))
 
     def _option(self, component: Component, count: int, until: str) -> Option:
         value = f"{count}/{len(component.units)}" + (f"-until-{until}" if until else "")
@@ -112,16 +126,3 @@ def parsed(option: Option) -> tuple[int, int, str]:
     if match is None:
         raise BadRequest(f"{option.value!r} is not a share to stream; write 12/57, or 12/57-until-vae.")
     return int(match[1]), int(match[2]), match[3] or ""
-
-
-def _choices(component: Component, after: str) -> Iterator[tuple[int, str]]:
-    """How many units travel, and until when the others stay: finely for what runs at every step."""
-    units = len(component.units)
-    if "denoiser" in component.traits:
-        steps = min(units, STEPS)
-        counts = sorted({-(-units * step // steps) for step in range(1, steps + 1)})
-    else:
-        counts = [units]
-    yield from ((count, "") for count in counts)
-    if after:
-        yield from ((count, after) for count in (0, *counts[:-1]))
