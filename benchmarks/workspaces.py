@@ -106,9 +106,11 @@ def on_the_card(kernels: list[dict[str, Any]]) -> list[int]:
         v = heads(k["keys"], k["value_size"])
         mask = None
         if k["mask"] != "none":
-            shape = (k["mask_size"] // (k["queries"] * k["keys"]) or 1, 1, k["queries"], k["keys"])
-            kind = torch.bool if k["mask"] == "bool" else dtype
-            mask = tensor(shape, kind, last=False).expand(k["batch"], k["heads"], -1, -1)
+            rows = k["mask_size"] // k["mask_columns"]
+            images = k["batch"] if rows % k["batch"] == 0 else 1
+            queries = k["queries"] if rows // images % k["queries"] == 0 else 1
+            shape = (images, rows // images // queries, queries, k["mask_columns"])
+            mask = tensor(shape, torch.bool if k["mask"] == "bool" else dtype, last=False)
         return lambda: functional.scaled_dot_product_attention(q, key, v, attn_mask=mask, is_causal=k["causal"])
 
     def measured(k: dict[str, Any]) -> int:

@@ -1,20 +1,30 @@
-"""Attention backends: which one torch takes, and what each holds beyond q, k, v and the output.
+"""Attention backends: which one torch takes, and what each asks of the allocator beyond q, k, v and the output.
 
-Sources: aten/native/transformers (sdp_utils.cpp, attention.cu) and diffusers' attention processors.
+Sources: aten/native/transformers (sdp_utils.cpp, attention.cu, flash_api.cpp) and diffusers' attention processors; the
+order of requests was read off the allocator's own history on the virtual GPU (torch 2.14.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 
+from planner.device import Device
 from planner.program import ITEM_SIZE, Attention
 
 FLASH_HEAD = 256
 """Largest head size of the flash kernels."""
-CUDNN_HEAD = 128
-"""Largest head size of cuDNN's kernels."""
+CUDNN_HEAD = {9: 256, 10: 256}
+"""Largest head size of cuDNN's kernels (9.22 and later) by major version; elsewhere 128."""
 WIDE_HEAD = 128
 """Head size from which the memory-efficient kernel keeps its accumulator in memory when inputs are half."""
+GRAIN = 8
+"""Numbers to which torch pads heads for flash, and the rows of a mask for the memory-efficient kernel."""
+FLASH_ROWS = 64
+"""Queries of one block of the split flash kernel (flash_api.cpp, set_params_splitkv)."""
+FULL = 0.8
+"""Share of the blocks a card runs at once from which flash does not split the keys."""
+MOST_SPLITS = 128
 
 
 def usable(attention: Attention, backend: str, compute_capability: tuple[int, int]) -> bool:
@@ -26,10 +36,13 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
             same = attention.head_size == attention.value_size
             return half and ampere and same and attention.mask == "none" and attention.head_size <= FLASH_HEAD
         case "cudnn":
-            aligned = attention.head_size % 8 == 0 and attention.keys > 1
-            return half and ampere and aligned and attention.head_size <= CUDNN_HEAD
+            aligned = attention.head_size % GRAIN == 0 and attention.value_size % GRAIN == 0 and attention.keys > 1
+            largest = CUDNN_HEAD.get(compute_capability[0], 128)
+            return half and ampere and aligned and attention.head_size <= largest
         case "efficient" | "xformers":
-            return attention.dtype in ("float32", "float16") or (attention.dtype == "bfloat16" and ampere)
+            sizes = attention.head_size, attention.value_size
+            aligned = not any(size % (GRAIN if half else GRAIN // 2) for size in sizes)
+            return aligned and (attention.dtype != "bfloat16" or ampere)
     return backend in ("math", "sliced")
 
 
@@ -42,36 +55,88 @@ def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:
     return next((b for b in order if usable(attention, b, compute_capability)), "math")
 
 
-def scratch(attention: Attention, compute_capability: tuple[int, int]) -> tuple[int, ...]:
-    """Bytes of each temporary alive at the worst moment, beyond inputs and output, in the order they are asked for."""
-    backend = chosen(attention, compute_capability)
+def requests(attention: Attention, device: Device) -> tuple[int, ...]:
+    """Bytes in the order they are asked for beyond inputs and output; ~n gives the n-th request back."""
+    backend = chosen(attention, device.compute_capability)
     if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
-        backend = "flash" if usable(attention, "flash", compute_capability) else "efficient"
-    return tuple(size for size in _temporaries(attention, backend) if size)
-
-
-def _temporaries(a: Attention, backend: str) -> Iterator[int]:
-    item = ITEM_SIZE[a.dtype]
-    rows = a.batch * a.heads
-    q, k = rows * a.queries * a.head_size, rows * a.keys * a.head_size
-    v, out, scores = rows * a.keys * a.value_size, rows * a.queries * a.value_size, rows * a.queries * a.keys
+        backend = "flash" if usable(attention, "flash", device.compute_capability) else "efficient"
     match backend:
-        case "flash" | "cudnn":
-            yield rows * a.queries * 4  # log-sum-exp, always fp32
-            if a.head_size % 8:
-                padded = -(-a.head_size // 8) * 8
-                yield (q + 2 * k) // a.head_size * padded * item
-        case "efficient":
-            if item == 2 and a.value_size > WIDE_HEAD:
-                yield out * 4
-            if a.mask == "bool":
-                yield a.mask_size * item
-        case "sliced":  # its copies of q, k and v take the places of the originals
-            yield from (a.queries * a.keys * item,) * 2  # one head's scores, and their softmax
-            yield a.queries * a.value_size * item  # what the head before gave
+        case "flash":
+            return tuple(_flash(attention, device.multiprocessors))
+        case "sliced":
+            return tuple(_sliced(attention))
         case "math":
-            if item == 2:
-                yield from (q * 4, k * 4, v * 4)
-            yield from (q * 4, scores * 4)
-            yield max(scores * 4 - out * item, 0)  # softmax writes anew, and the output is not there yet
-            yield scores  # which of them are -inf
+            return tuple(_math(attention))
+    return tuple(_fused(attention, backend))
+
+
+def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
+    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
+    if a.head_size % GRAIN:
+        padded = _up(a.head_size, GRAIN) * item
+        yield from (rows * a.queries * padded, rows * a.keys * padded, rows * a.keys * padded)
+        yield rows * a.queries * (padded - a.head_size * item)  # the output is padded, too
+    yield rows * a.queries * 4  # log-sum-exp, always fp32
+    if (splits := _splits(a, multiprocessors)) > 1:
+        wide = _up(a.head_size, 32 if a.head_size <= 128 else 64)
+        yield from (splits * rows * a.queries * 4, splits * rows * a.queries * wide * 4)
+
+
+def _splits(a: Attention, multiprocessors: int) -> int:
+    """Parts into which flash divides the keys where queries are too few to fill the card (num_splits_heuristic)."""
+    column = 256 if a.head_size <= 64 else 128 if a.head_size <= 128 else 64
+    blocks, columns = a.batch * a.heads * ceil(a.queries / FLASH_ROWS), ceil(a.keys / column)
+    room = 2 * multiprocessors
+    if blocks >= FULL * room:
+        return 1
+    able = [n for n in range(1, min(MOST_SPLITS, room, columns) + 1)
+            if n == 1 or ceil(columns / n) != ceil(columns / (n - 1))]  # fmt: skip
+    shares = [blocks * n / room / ceil(blocks * n / room) for n in able]
+    return next(n for n, share in zip(able, shares, strict=True) if share >= 0.85 * max(shares))
+
+
+def _fused(a: Attention, backend: str) -> Iterator[int]:
+    """CuDNN's and the memory-efficient kernel; the latter wants rows of masks aligned."""
+    item = ITEM_SIZE[a.dtype]
+    uneven = backend == "efficient" and bool(a.mask_columns % GRAIN if a.mask == "bool" else not a.mask_aligned)
+    padded = a.mask_size // max(a.mask_columns, 1) * _up(a.mask_columns + (a.mask_columns % GRAIN == 0), GRAIN) * item
+    if a.mask == "bool":  # becomes numbers
+        yield a.mask_size * item
+    if a.mask != "none" and uneven:
+        yield padded
+        if a.mask == "bool":
+            yield ~0
+    if backend == "efficient" and item == 2 and a.value_size > WIDE_HEAD:
+        yield a.batch * a.heads * a.queries * a.value_size * 4
+
+
+def _sliced(a: Attention) -> Iterator[int]:
+    """Its copies of q, k and v take the places of the originals."""
+    item = ITEM_SIZE[a.dtype]
+    yield from (a.queries * a.keys * item,) * 2  # one head's scores, and their softmax
+    yield a.queries * a.value_size * item  # what the head before gave
+
+
+def _math(a: Attention) -> Iterator[int]:
+    """fp32 copies, scores, their softmax, and which of them are -inf (_scaled_dot_product_attention_math)."""
+    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
+    q, k, v = (rows * n * 4 for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size))
+    scores, out = rows * a.queries * a.keys, rows * a.queries * a.value_size
+    copies = (q, k) if a.batch > 1 and a.heads > 1 else ()  # a product wants its batches in one row
+    asked = [*((q, k, v) if item == 2 else ()), q]
+    if a.causal:
+        asked.append(a.queries * a.keys * 4)
+    first = len(asked)
+    asked += [k, *copies, scores * 4]
+    yield from asked
+    yield from (~n for n in range(first, first + 1 + len(copies)))
+    yield scores * 4
+    yield max(scores - out * item, 0)  # the output is counted from the beginning, but is not there yet
+    softmax = len(asked)
+    yield from (~(softmax + 1), ~(softmax - 1))
+    if item == 2:
+        yield from (scores * 2, out * 4)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

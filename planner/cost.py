@@ -265,17 +265,29 @@ class Meter:
 
 
 def scratch(kernel: Kernel, device: Device) -> int:
-    """Bytes a kernel holds beyond inputs and outputs while it runs, as the allocator rounds them."""
-    return sum(map(rounded, temporaries(kernel, device)))
+    """Most bytes a kernel holds beyond inputs and outputs while it runs, as the allocator rounds them."""
+    asked: list[int] = []
+    held = most = 0
+    for size in temporaries(kernel, device):
+        if size < 0:
+            held -= asked[~size]
+        else:
+            asked.append(rounded(size))
+            held += asked[-1]
+            most = max(most, held)
+    return most
 
 
 def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
-    """Bytes of each temporary a kernel asks the allocator for; a convolution's workspace comes last."""
+    """Bytes that a kernel asks the allocator for, in order; ~n gives the n-th request back.
+
+    The end gives back the rest.  A convolution's workspace comes last.
+    """
     match kernel:
         case Conv():
             return workspace.copied(kernel), *workspace.engines(kernel, device)
         case Attention():
-            return attention.scratch(kernel, device.compute_capability)
+            return attention.requests(kernel, device)
         case Plain(scratch=size):
             return (size,)
     return ()

@@ -172,7 +172,9 @@ class Functions(TorchFunctionMode):
             Attention(
                 dtype=name_of(query.dtype), batch=prod(lead), heads=heads, queries=queries, keys=key.shape[-2],
                 head_size=head_size, value_size=width, mask=_mask(attn_mask),
-                mask_size=0 if attn_mask is None else attn_mask.numel(), causal=is_causal,
+                mask_size=0 if attn_mask is None else attn_mask.numel(),
+                mask_columns=0 if attn_mask is None else attn_mask.shape[-1],
+                mask_aligned=attn_mask is None or not any(n % 8 for n in attn_mask.stride()[:-1]), causal=is_causal,
             )
         )  # fmt: skip
         return out

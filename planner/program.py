@@ -72,7 +72,11 @@ class Attention:
     value_size: int
     mask: Literal["none", "bool", "float"] = "none"
     mask_size: int = 0
-    """Elements of the mask."""
+    """Elements of the mask, those it is expanded to included."""
+    mask_columns: int = 0
+    """Its last dimension."""
+    mask_aligned: bool = True
+    """All its strides but the last are multiples of eight."""
     causal: bool = False
     backend: str = "auto"
     """auto, flash, efficient, cudnn, math, xformers or sliced."""

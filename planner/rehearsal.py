@@ -136,7 +136,13 @@ class _Stage:
         sizes = self._temporaries.get(index)
         if sizes is None:
             sizes = self._temporaries[index] = temporaries(kernel, self._device)
-        held = [self.allocator.malloc(size) for size in (sizes[:-1] if isinstance(kernel, Conv) else sizes)]
+        held: list[Block | None] = []
+        for size in sizes[:-1] if isinstance(kernel, Conv) else sizes:
+            if size < 0:
+                self.allocator.free(held[~size])
+                held[~size] = None
+            else:
+                held.append(self.allocator.malloc(size))
         if isinstance(kernel, Conv) and not self.allocator.can_malloc(sizes[-1]):
             self._lean(index, kernel)
         self._release(held)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from planner.cost import temporaries
+from planner.cost import scratch
 from planner.device import Device
 from planner.pace import Pace
 from planner.program import (
@@ -88,7 +88,7 @@ class Reading:
             case Free(buffer):
                 del self.held[names.pop(buffer)]
             case Run(kernel):
-                self.note(phase, sum(map(grains, temporaries(self.program.kernels[kernel], self.device))))
+                self.note(phase, scratch(self.program.kernels[kernel], self.device))
                 spent = pace.kernel(self.program.kernels[kernel])
             case Call(recording, _, kept):
                 inside: dict[int, int] = {}
