@@ -43,7 +43,7 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
             sizes = attention.head_size, attention.value_size
             aligned = not any(size % (GRAIN if half else GRAIN // 2) for size in sizes)
             return aligned and (attention.dtype != "bfloat16" or ampere)
-    return backend in ("math", "sliced")
+    return backend in ("math", "sliced", "unfused")
 
 
 def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:

@@ -113,6 +113,8 @@ def _card(file: Path, facts: dict[str, Any]) -> Card:
         pinned_rate=pinned_rate(*link),
         pageable_rate=min(PAGEABLE, pinned_rate(*link)),
         native_bf16=facts["native_bf16"],
+        power=float(facts.get("power", "0 W").removesuffix(" W")),
+        server=facts.get("server", False),
         pcie=link,
         source=f"card profile {file.stem}",
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from planner import attention, workspace
+from planner import attention, clock, workspace
+from planner.clock import Clock, Row, Span
 from planner.device import Device
+from planner.efficiency import FITTED, Efficiency
 from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
     PLACED,
@@ -64,12 +66,12 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A recording's effect: its peak, what it leaves, which of its buffers survive, and its seconds."""
+    """A recording's effect: its peak, what it leaves, which of its buffers survive, and its time."""
 
     peak: Peak
     most: int
     """Total of `peak`."""
-    seconds: float
+    span: Span
     sizes: dict[int, int] = field(repr=False)
 
 
@@ -88,11 +90,11 @@ class Cost:
     What is done once, such as compiling, is spread over `calls`.
     """
 
-    def __init__(self, device: Device, calls: int = 1) -> None:
-        self.device, self._calls = device, calls
+    def __init__(self, device: Device, calls: int = 1, reached: Efficiency = FITTED) -> None:
+        self.device, self._calls, self._reached = device, calls, reached
         self._bodies: dict[tuple[str, int, str], Body] = {}
         self._placed: dict[tuple[str, int, str], tuple[Recording, Body]] = {}
-        self._kernels: dict[tuple[str, int, str], tuple[int, float]] = {}
+        self._kernels: dict[tuple[str, int, str], tuple[int, Span]] = {}
         self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
@@ -114,12 +116,17 @@ class Cost:
         self._walks[key] = events, kept
         return walk.phases(program.variant.splits)
 
-    def kernel(self, program: Program, index: int, tracing: str) -> tuple[int, float]:
-        """Scratch bytes and seconds of one kernel."""
+    def pace(self, tracing: str) -> Pace:
+        """The card's seconds for one way of running."""
+        return Pace(self.device, tracing, self._reached)
+
+    def kernel(self, program: Program, index: int, tracing: str) -> tuple[int, Span]:
+        """Scratch bytes and time of one kernel."""
         key = (program.family, index, tracing)
         if key not in self._kernels:
-            kernel = program.kernels[index]
-            self._kernels[key] = scratch(kernel, self.device), Pace(self.device, tracing).kernel(kernel)
+            kernel, pace = program.kernels[index], self.pace(tracing)
+            span = clock.kernel(pace.issue(kernel), pace.kernel(kernel))
+            self._kernels[key] = scratch(kernel, self.device), span
         return self._kernels[key]
 
     def body(self, program: Program, recording: int, tracing: str) -> Body:
@@ -139,7 +146,7 @@ class Cost:
         meter = Meter(self, program, tracing)
         for event in program.body(recording):
             meter.take(event)
-        return Body(meter.peak, meter.most, meter.seconds, meter.sizes)
+        return Body(meter.peak, meter.most, meter.clock.span, meter.sizes)
 
 
 class Walk:
@@ -176,7 +183,7 @@ class Walk:
         if self.now not in self._peaks or self.meter.most > self._peaks[self.now].total:
             self._peaks[self.now] = self.meter.peak
         if self.now != BEFORE:
-            self._seconds[self.now] += self.meter.seconds
+            self._seconds[self.now] += self.meter.clock.span.seconds
 
     def phases(self, splits: int) -> tuple[Phase, ...]:
         """What was counted, for as many calls as the request is split into."""
@@ -190,12 +197,11 @@ class Meter:
     def __init__(self, cost: Cost, program: Program, tracing: str = "none") -> None:
         self._cost, self._program, self.tracing = cost, program, tracing
         self.weights = self.activations = 0
-        self.seconds = 0.0
+        self.clock = Clock()
         self.peak, self.most = Peak(), 0
         self.sizes: dict[int, int] = {}
         self._loaded: dict[str, list[int]] = {}
-        self._copied = 0.0
-        self._due: dict[str, float] = {}
+        self._due: dict[str, Row] = {}
 
     def copy(self, program: Program) -> Meter:
         """The same totals, to go on with the events of `program`."""
@@ -205,8 +211,8 @@ class Meter:
         return other
 
     def start(self) -> None:
-        """Measure peak and seconds from here."""
-        self.peak, self.seconds, self._copied = Peak(self.weights, self.activations), 0.0, 0.0
+        """Measure peak and time from here."""
+        self.peak, self.clock = Peak(self.weights, self.activations), Clock()
         self.most = self.peak.total
 
     def take(self, event: Event) -> None:
@@ -219,37 +225,37 @@ class Meter:
             case Free(buffer):
                 self.activations -= self.sizes.pop(buffer)
             case Run(kernel):
-                extra, seconds = self._cost.kernel(self._program, kernel, self.tracing)
+                extra, span = self._cost.kernel(self._program, kernel, self.tracing)
                 self._top(extra)
-                self.seconds += seconds
+                self.clock.pass_(span)
             case Call(recording, _, kept):
                 self._call(recording, kept)
             case Load(key, sizes):
                 self._load(key, sizes)
-                self.seconds += self._pace.load(sum(sizes), len(sizes), whole=bool(key))
+                self.clock.wait(self._pace.load(sum(sizes), len(sizes), whole=bool(key)))
             case Drop(key, copied):
                 size = self._loaded[key].pop()
                 self.weights -= size
-                self.seconds += self._pace.load(size, 0, whole=True) if copied else 0.0
-            case Fetch(key, sizes):  # copies run one after another, beside the kernels
+                if copied:
+                    self.clock.wait(self._pace.load(size, 0, whole=True))
+            case Fetch(key, sizes):
                 self._load(key, sizes)
-                self._copied = max(self._copied, self.seconds) + self._pace.fetch(sum(sizes))
-                self._due[key] = self._copied
+                self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
             case Await(key):
-                self.seconds = max(self.seconds, self._due.pop(key))
+                self.clock.await_(self._due.pop(key))
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host
                 self.weights -= self._loaded[component].pop()
                 self._load(component, sizes)
 
     @property
     def _pace(self) -> Pace:
-        return Pace(self._cost.device, self.tracing)
+        return self._cost.pace(self.tracing)
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...]) -> None:
         body = self._cost.body(self._program, recording, self.tracing)
         if (total := self.weights + self.activations + body.most) > self.most:
             self.peak, self.most = body.peak.above(self.weights, self.activations), total
-        self.seconds += body.seconds
+        self.clock.pass_(body.span)
         for inner, buffer in kept:
             self.sizes[buffer] = body.sizes[inner]
             self.activations += body.sizes[inner]

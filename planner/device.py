@@ -34,6 +34,12 @@ class Device:
     pageable_rate: float
     """Bytes/s from ordinary host memory."""
     native_bf16: bool
+    power: float = 0.0
+    """Watts the card may draw; 0 where unknown."""
+    server: bool = False
+    """Whether such cards sit in servers, whose cores are many and slow."""
+    issue: float = 0.0
+    """Seconds of this host to launch one operation; 0 where not measured."""
     context: int = CONTEXT
     uuid: str = ""
     driver: str = ""

@@ -192,8 +192,9 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         return _conv(args, outs[0])
     traffic = sum(nbytes(t) for t in (*tensors(args), *tensors(kwargs), *outs))
     if func in PRODUCTS:
-        first = args[PRODUCTS[func]]
-        return Matmul(dtype=name_of(first.dtype), flops=2 * outs[0].numel() * first.shape[-1], traffic=traffic)
+        first, out = args[PRODUCTS[func]], outs[0]
+        shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
+        return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
     return Plain(name=func._schema.name.removeprefix("aten::"), flops=sum(t.numel() for t in outs), traffic=traffic)
 
 

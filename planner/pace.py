@@ -1,28 +1,48 @@
-"""Pace: how long a kernel and a transfer take on a card, as a roofline over FLOPs, traffic and the launch floor."""
+"""Pace: how long a kernel and a transfer take on a card.
+
+The card and the host that feeds it are two clocks.  `Pace.kernel` is the card's: the longer of arithmetic and traffic,
+and a tail.  `Pace.issue` is the host's: what Python and torch take to launch the kernel.  The host runs ahead, so a
+stretch of the program takes the longer of the two; `planner.cost` has both pass.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 from planner import attention
 from planner.device import Device
+from planner.efficiency import FITTED, Efficiency
 from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
 
-STREAMING = 0.75
-"""Share of the bandwidth that kernels reach (SD 1.5 moves 36–46 GB a step on seven cards of 300–2039 GB/s)."""
 SEQUENTIAL_GAIN = 2.0
 """Copies of single leaves are quicker than of whole modules: 2.8–4.6 GB/s (SDXL on an A100, diffusers' figures) where
 model offload reaches 1.5; no fresh host memory is written."""
 LEAF_SECONDS = 75e-6
 """Hook and copy set-up of one leaf under sequential offload (50–100 µs of accelerate's Python)."""
-COMPILED_TRAFFIC = 0.5
-"""Share of elementwise traffic left by fusion (compile gains of 1.12–1.20 on GeForce at equal products)."""
-GRAPH_SECONDS = {"none": 0.0, "jit": 5.0, "compile": 67.4, "regional": 9.6}
+GRAPH_SECONDS = {"none": 0.0, "jit": 5.0, "compile": 67.4, "regional": 9.6, "graphs": 67.4}
 """One-time cost; FLUX.1-dev on an H100: 67.4 s whole, 9.6 s by repeated block (diffusers' figures)."""
-LAUNCH = {"none": 24e-6, "jit": 21e-6, "compile": 6e-6, "regional": 6e-6}
-"""Least seconds of one kernel: 24 µs an operation eager on a desktop with an RTX 4090, 28–43 µs on servers; tracing
-saves a tenth of it (3.30 → 3.21 s on a Titan RTX)."""
+COMPILED = ("compile", "regional", "graphs")
+"""Ways of running in which inductor fuses elementwise kernels; `graphs` are CUDA graphs on top."""
+PYTHON = {"none": 1.0, "jit": 0.7, "compile": 0.25, "regional": 0.25, "graphs": 0.0}
+"""Share of the host's time per launch: a graph spares the modules' Python, inductor's wrapper torch's dispatcher too,
+and a CUDA graph is launched whole."""
+VIEWS = ("_unsafe_view",)
+"""Operations that launch nothing though torch does not call them views."""
+NORMS = ("native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_safe_softmax")
+WATTS = {(8, 0): 0.68e12, (8, 9): 1.2e12, (9, 0): 1.13e12}
+"""FLOP/s for each watt in half precision, by compute capability: A100 271 TFLOP/s at 400 W, H100 794 at 700 W
+(stas00's achievable matmul), L4 87 at 72 W; cards with less power than tensor cores run at that."""
+WINOGRAD = 1.5
+"""Gain of fp32 convolutions of 3×3 without TF32: they take 2.25 times fewer multiplications (arXiv:1509.09308), and
+transforms take part of that back."""
+TILES = ((128, 128, 1.0), (64, 128, 0.9), (64, 64, 0.75))
+"""Rows and columns of the blocks in which a product is computed, and the share of the rate they allow: a smaller block
+reads its operands more often (CUTLASS's tile shapes; operands read for each product are 1, 1.5 and 2 to the first)."""
+SPLIT = 0.25
+"""Least share of the multiprocessors kept busy: small products are split along their depth."""
+HEADS = (32, 64, 96, 128, 192, 256)
+"""Head sizes for which fused attention kernels exist; others are padded to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +51,26 @@ class Pace:
 
     device: Device
     tracing: str = "none"
+    reached: Efficiency = FITTED
 
     def kernel(self, kernel: Kernel) -> float:
-        """Seconds of one kernel."""
+        """Seconds of one kernel on the card."""
         match kernel:
-            case Plain(_, _, traffic):
-                share = COMPILED_TRAFFIC if self.tracing in ("compile", "regional") else 1.0
-                work = self._moved(traffic * share)
-            case Matmul(dtype, flops, traffic):
-                work = max(flops / self._rate(dtype), self._moved(traffic))
+            case Plain():
+                return self._plain(kernel)
+            case Matmul():
+                work = self._product(kernel)
             case Conv():
                 work = self._conv(kernel)
             case Attention():
                 work = self._attention(kernel)
-        return max(work, LAUNCH[self.tracing])
+        return work + self.reached.tail
+
+    def issue(self, kernel: Kernel) -> float:
+        """Seconds of the host to launch one kernel."""
+        reached = self.reached
+        each = self.device.issue or (reached.server if self.device.server else reached.desktop)
+        return each * PYTHON[self.tracing] * (self._left() if isinstance(kernel, Plain) else 1.0)
 
     def load(self, nbytes: int, leaves: int, *, whole: bool) -> float:
         """Seconds until weights have arrived from ordinary host memory, as a whole component or leaf by leaf."""
@@ -57,46 +83,93 @@ class Pace:
         """Seconds of one copy from pinned host memory."""
         return nbytes / self.device.pinned_rate
 
+    def _left(self) -> float:
+        """Share of elementwise kernels that fusion leaves; torch.jit fuses half of what inductor does."""
+        if self.tracing == "jit":
+            return (1 + self.reached.fused) / 2
+        return self.reached.fused if self.tracing in COMPILED else 1.0
+
+    def _plain(self, kernel: Plain) -> float:
+        if kernel.name in VIEWS:
+            return 0.0
+        passes = self.reached.norms if kernel.name in NORMS else 1.0
+        return (self._moved(kernel.traffic * passes) + self.reached.tail) * self._left()
+
     def _rate(self, dtype: str, *, tensor_float: bool = False) -> float:
-        ampere = self.device.compute_capability >= (8, 0)
-        if dtype == "bfloat16" and not self.device.native_bf16:
-            return self.device.single_rate * self._share()
-        if dtype in ("float16", "bfloat16"):
-            return self.device.half_rate * self._share()
-        if tensor_float and ampere:
-            return max(self.device.half_rate / 2, self.device.single_rate) * self._share()
-        return self.device.single_rate * self._share()
+        """FLOP/s of long products."""
+        device, reached, capability = self.device, self.reached, self.device.compute_capability
+        half = dtype == "float16" or (dtype == "bfloat16" and device.native_bf16)
+        if capability < (7, 0) or not (half or (tensor_float and capability >= (8, 0))):
+            return device.single_rate * reached.single
+        waiting = reached.feeding * device.half_rate / max(device.multiprocessors, 1)
+        rate = device.half_rate / (1 / reached.product + waiting)
+        watts = WATTS.get(capability, 0.0)
+        if capability < (8, 0):
+            rate, watts = rate * reached.before_ampere, reached.watt
+        rate = min(rate, device.power * watts) if device.power and watts else rate
+        return rate if half else rate / 2
 
-    def _share(self) -> float:
-        """Share of the peak that products reach: data-centre parts wait for launches and memory more often."""
-        match self.device.compute_capability:
-            case (8, 0):
-                return 0.5
-            case (9 | 10, _):
-                return 0.33
-        return 0.75
+    def _moved(self, nbytes: float, weights: float = 0) -> float:
+        """Seconds of traffic; part of it meets what the kernel before left in the cache, but not the weights."""
+        reached = self.reached
+        hit = min(nbytes - weights, reached.resident * self.device.l2)
+        return (nbytes - hit + hit / reached.cached) / (self.device.bandwidth * reached.streaming)
 
-    def _moved(self, nbytes: float) -> float:
-        return nbytes / (self.device.bandwidth * STREAMING)
+    def _busy(self, batch: int, rows: int, columns: int) -> float:
+        """Share of all multiprocessors' time that the blocks of a product fill, with the tile that fills it best."""
+        units = max(self.device.multiprocessors, 1)
+        shares = [SPLIT]
+        for high, wide, rate in TILES:
+            blocks = batch * ceil(rows / high) * ceil(columns / wide)
+            filled = batch * rows * columns / (blocks * high * wide)
+            shares.append(rate * filled * blocks / (ceil(blocks / units) * units))
+        return max(shares)
+
+    def _product(self, m: Matmul) -> float:
+        if not m.shape:
+            return max(m.flops / self._rate(m.dtype), self._moved(m.traffic))
+        batch, rows, columns, depth = m.shape
+        weights = depth * columns * ITEM_SIZE[m.dtype] if batch == 1 else 0
+        return max(m.flops / (self._rate(m.dtype) * self._busy(batch, rows, columns)), self._moved(m.traffic, weights))
 
     def _conv(self, conv: Conv) -> float:
-        size = ITEM_SIZE[conv.dtype]
+        size, tensor_cores = ITEM_SIZE[conv.dtype], self.device.compute_capability >= (8, 0)
         x, w, y = (prod(shape) * size for shape in (conv.input, conv.weight, conv.output))
         flops = 2 * prod(conv.output) * prod(conv.weight[1:])
-        work = max(flops / self._rate(conv.dtype, tensor_float=True), self._moved(x + w + y))
+        columns = conv.output[1]
+        winograd = (
+            conv.dtype == "float32" and not tensor_cores and conv.weight[2:] == (3, 3) and set(conv.stride) == {1}
+        )
+        rate = self._rate(conv.dtype, tensor_float=True) * self.reached.convolution
+        rate *= self._busy(1, prod(conv.output) // columns, columns) * (WINOGRAD if winograd else 1)
+        work = max(flops / rate, self._moved(x + w + y, w))
         if conv.weight_last:
             return work + (0 if conv.input_last else self._moved(2 * x))
-        converts = conv.dtype != "float32" and not conv.input_last
-        return work + (self._moved(2 * (x + y)) if converts else 0)
+        if conv.dtype == "float32" or conv.input_last:
+            return work
+        weights = 0 if prod(conv.weight[2:]) == 1 else 2 * w
+        return work + self._moved(2 * (x + y) + weights, weights) + 2 * self.reached.tail
 
     def _attention(self, a: Attention) -> float:
-        rows, item = a.batch * a.heads, ITEM_SIZE[a.dtype]
-        flops = 2 * rows * a.queries * a.keys * (a.head_size + a.value_size)
+        rows, item, capability = a.batch * a.heads, ITEM_SIZE[a.dtype], self.device.compute_capability
+        scores = rows * a.queries * a.keys
+        flops = 2 * scores * (a.head_size + a.value_size)
         inputs = rows * item * (2 * a.queries * a.head_size + a.keys * (a.head_size + a.value_size))
-        backend = attention.chosen(a, self.device.compute_capability)
-        if backend == "math":  # products in fp32, and the scores pass through memory about eight times
-            return flops / self._rate("float32") + self._moved(inputs * 3 + rows * a.queries * a.keys * 4 * 8)
-        if backend == "sliced":
-            return flops / self._rate(a.dtype) + self._moved(inputs * 2 + rows * a.queries * a.keys * item * 6)
-        extra = 2 * inputs if backend == "xformers" else 0
-        return max(flops / self._rate(a.dtype), self._moved(inputs)) + self._moved(extra)
+        backend = attention.chosen(a, capability)
+        if backend == "math":  # products in fp32, and copies of all inputs
+            passes = self.reached.unfused * scores * ITEM_SIZE["float32"]
+            return flops / self._rate("float32") + self._moved(inputs * 3 + passes)
+        if backend in ("sliced", "unfused"):
+            return flops / self._rate(a.dtype) + self._moved(inputs * 2 + self.reached.unfused * scores * item)
+        copies = 0
+        if backend == "xformers":  # copies of q, k and v, then torch's kernels
+            copies = 2 * inputs
+            backend = "flash" if attention.usable(a, "flash", capability) else "efficient"
+        share = self.reached.efficient if backend == "efficient" else 1.0
+        products = 2 * scores * (_padded(a.head_size) + _padded(a.value_size)) / (self._rate(a.dtype) * share)
+        busy = products + self.reached.softmax * scores / self.device.single_rate
+        return max(busy, self._moved(inputs)) + self._moved(copies)
+
+
+def _padded(head: int) -> int:
+    return next((size for size in HEADS if size >= head), head)

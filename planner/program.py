@@ -36,6 +36,8 @@ class Matmul:
     dtype: str
     flops: int
     traffic: int
+    shape: tuple[int, ...] = ()
+    """Products in the batch, rows, columns and depth; empty where unknown."""
 
 
 @dataclass(frozen=True, slots=True)

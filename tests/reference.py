@@ -67,6 +67,9 @@ class Reading:
     weights: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     moments: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    host: float = 0.0
+    card: float = 0.0
+    """Both clocks, which are even again after each event of the course."""
     fresh: int = 0
     most: int = 0
     """Tensors held at the same time, at most."""
@@ -79,7 +82,6 @@ class Reading:
 
     def read(self, event: Event, names: dict[int, int], phase: str, tracing: str) -> None:
         pace = Pace(self.device, tracing)
-        spent = 0.0
         match event:
             case Alloc(buffer, size):
                 self.fresh += 1
@@ -89,7 +91,9 @@ class Reading:
                 del self.held[names.pop(buffer)]
             case Run(kernel):
                 self.note(phase, scratch(self.program.kernels[kernel], self.device))
-                spent = pace.kernel(self.program.kernels[kernel])
+                this = self.program.kernels[kernel]
+                self.host += pace.issue(this)
+                self.card = max(self.card, self.host) + pace.kernel(this)
             case Call(recording, _, kept):
                 inside: dict[int, int] = {}
                 for inner in self.program.body(recording):
@@ -98,15 +102,19 @@ class Reading:
                 names.update({outer: inside[local] for local, outer in kept})
             case Load(key, sizes):
                 self.weights.setdefault(key, []).append(sizes)
-                spent = pace.load(sum(sizes), len(sizes), whole=bool(key))
+                self.host = self.card = self.now + pace.load(sum(sizes), len(sizes), whole=bool(key))
             case Drop(key, copied):
                 size = sum(map(grains, self.weights[key].pop()))
-                spent = pace.load(size, 0, whole=True) if copied else 0.0
+                if copied:
+                    self.host = self.card = self.now + pace.load(size, 0, whole=True)
             case Cast(component, sizes):
                 self.weights[component].pop()
                 self.weights[component].append(sizes)
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
         self.note(phase)
+
+    @property
+    def now(self) -> float:
+        return max(self.host, self.card)
 
 
 def read(program: Program, device: Device, held: int = 0) -> Reading:
@@ -120,7 +128,10 @@ def read(program: Program, device: Device, held: int = 0) -> Reading:
         if isinstance(event, (Call, Enter)) and event.module:
             phase = event.module
             tracing = program.tracing if phase in denoisers else "none"
+        before = reading.now
         reading.read(event, names, phase, tracing)
+        reading.host = reading.card = reading.now
+        reading.seconds[phase] = reading.seconds.get(phase, 0.0) + reading.now - before
     return reading
 
 

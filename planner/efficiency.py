@@ -1,0 +1,52 @@
+"""Efficiency: what kernels reach of a card's peaks.  One set of figures for all; a card's own are in its profile.
+
+Fitted by `python benchmarks/time_fit.py` to published timings; benchmarks/results/time.md says how well they hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """Shares of peaks, and seconds that do not depend on the card."""
+
+    product: float = 0.95
+    """Share of the tensor cores' peak that long matrix products reach where operands come for free."""
+    feeding: float = 8.99e-14
+    """Added to its inverse for each FLOP/s of a multiprocessor: the quicker tensor cores are, the longer they wait for
+    operands."""
+    before_ampere: float = 0.814
+    """Share left on Volta and Turing, which cannot copy to shared memory beside their arithmetic."""
+    convolution: float = 0.9
+    """Convolutions against products of the same size."""
+    single: float = 0.9
+    """Share of the fp32 peak outside tensor cores."""
+    efficient: float = 0.546
+    """The memory-efficient attention kernel against the flash one."""
+    softmax: float = 40.3
+    """fp32 operations of fused attention for each score that tensor cores cannot hide."""
+    unfused: float = 6
+    """Times the scores pass through memory where attention is written as product, softmax, product."""
+    streaming: float = 0.92
+    """Share of the memory bandwidth that kernels reach."""
+    resident: float = 0.162
+    """Share of the second-level cache that still holds what the kernel before wrote."""
+    cached: float = 6
+    """Bandwidth of that cache against the memory's."""
+    norms: float = 1.9
+    """Times the traffic of a normalisation, which reads its input twice."""
+    tail: float = 1.51e-06
+    """Seconds of the card between two kernels, and until the first one's blocks are all under way."""
+    watt: float = 3.02e11
+    """FLOP/s for each watt on Volta and Turing, in half precision."""
+    server: float = 5.6e-05
+    """Seconds of a server's core to launch an operation from Python."""
+    desktop: float = 1.2e-05
+    """The same on a desktop."""
+    fused: float = 0.2
+    """Share of elementwise kernels, and of their traffic, that torch.compile leaves."""
+
+
+FITTED = Efficiency()
