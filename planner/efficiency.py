@@ -41,7 +41,7 @@ class Efficiency:
     """Seconds of the card between two kernels, and until the first one's blocks are all under way."""
     watt: float = 3.02e11
     """FLOP/s for each watt on Volta and Turing, in half precision."""
-    server: float = 5.6e-05
+    server: float = 5e-05
     """Seconds of a server's core to launch an operation from Python."""
     desktop: float = 1.2e-05
     """The same on a desktop."""
