@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ MIXING = (".pag.", ".deprecated.")
 """Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
 MASKS = ("prepare_causal_attention_mask",)
 """Methods that write a mask of every pixel of a video against every other, row by row."""
+REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, LookupError)
+"""What pipelines and models raise for a request they cannot take."""
 
 Setting = Callable[[Ghost, Variant], None]
 
@@ -97,17 +100,9 @@ class Tracer:
         args, kwargs = mapped((args, kwargs), lambda shape: made_anew(shape, {}, self._ghost.mode))
         self._recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
         self._recorder.ignore(tensors((args, kwargs)))
-        self._recorder.enter("", call.module)
-        try:
-            with (
-                torch.no_grad(),
-                Functions(self._recorder, self._ghost.mode),
-                Dispatch(self._recorder, self._ghost.mode),
-            ):
-                out = getattr(owner, method or "forward")(*args, **kwargs)
+        with self._recorded(call.module):
+            out = getattr(owner, method or "forward")(*args, **kwargs)
             events = self._recorder.drop()
-        finally:
-            self._recorder.abandon()
         del out
         if len(events) != 1 or not isinstance(events[0], Call) or len(events[0].kept) != len(call.kept):
             return None
@@ -120,25 +115,12 @@ class Tracer:
         self.casting.forget()
         self._replay.forget_fingerprints()
         components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
+        arguments = call_arguments(self._ghost.pipe, request, variant)
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
-        recorder.enter("", type(self._ghost.pipe).__name__)
-        try:
-            with torch.no_grad(), Functions(recorder, self._ghost.mode), Dispatch(recorder, self._ghost.mode):
-                out = self._ghost.pipe(**call_arguments(self._ghost.pipe, request, variant))
+        with self._recorded(type(self._ghost.pipe).__name__):
+            out = self._ghost.pipe(**arguments)
             done = recorder.leave()
-        except (
-            ValueError,
-            TypeError,
-            RuntimeError,
-            NotImplementedError,
-            AttributeError,
-            KeyError,
-            IndexError,
-        ) as error:
-            raise TraceFailed(f"{type(self._ghost.pipe).__name__} refused the request: {error}") from error
-        finally:
-            recorder.abandon()
         del out
         self._asked[request, variant] = self._replay.asked
         assert done.recording is not None, "the outermost body has no caller to be written into"
@@ -160,6 +142,22 @@ class Tracer:
             sample_of(args, kwargs) for args, kwargs in self._replay.asked.get(component, ()) if args is not None
         )
         return max(map(_rows, samples), default=0)
+
+    @contextmanager
+    def _recorded(self, name: str) -> Iterator[None]:
+        """A body under way at the top, whose errors are refusals of the request; nothing stays of it."""
+        self._recorder.enter("", name)
+        try:
+            with (
+                torch.no_grad(),
+                Functions(self._recorder, self._ghost.mode),
+                Dispatch(self._recorder, self._ghost.mode),
+            ):
+                yield
+        except REFUSALS as error:
+            raise TraceFailed(f"{name} refused the request: {error}") from error
+        finally:
+            self._recorder.abandon()
 
     def _wrap(self, component: str, module: torch.nn.Module) -> None:
         buffers = offloads_buffers(module)

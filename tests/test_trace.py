@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import AutoencoderKL, PNDMScheduler
 from reference import CUBLAS, read
 from techniques import tiny
 from techniques.programs import device
@@ -272,6 +272,24 @@ def test_refusals_are_the_pipelines_own_words_and_leave_the_tracer_usable(tmp_pa
         busy.trace(replace(SMALL, height=250), Variant(tile=128))
     fresh = tracer(made("sd", tmp_path)).trace(SMALL, Variant())
     assert phases(resident(busy.trace(SMALL, Variant()))) == phases(resident(fresh))
+
+
+def test_what_a_component_refuses_when_it_is_recorded_again_is_told_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variant of the autoencoder's alone is not a call of the whole pipeline, but it can fail like one."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise LookupError("no tile so small")
+
+    busy = tracer(made("sd", tmp_path))
+    plain = busy.trace(SMALL, Variant())
+    for method in ("_tiled_decode", "tiled_decode"):
+        monkeypatch.setattr(AutoencoderKL, method, refuse, raising=False)
+    with pytest.raises(TraceFailed, match="vae.decode refused the request: no tile so small"):
+        busy.trace(SMALL, Variant(tile=128))
+    assert busy.trace(SMALL, Variant()) is plain
+    assert phases(resident(busy.trace(SMALL, Variant(sliced=True)))) == phases(resident(plain))
 
 
 def test_a_ghost_has_no_bytes_and_leaves_its_pipeline_alone(name: str, tmp_path: Path) -> None:
