@@ -16,7 +16,7 @@ from planner.pricing import Pricer, described
 from planner.program import Variant
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
-from planner.study import with_defaults
+from planner.tasks import prepared
 from planner.techniques import DEFAULT, Option, Technique
 
 STEPS = 2
@@ -61,7 +61,7 @@ class Setting:
             height=self.height, width=self.width, frames=self.frames, images=self.images, steps=STEPS,
             fidelity=Fidelity.LOSSY,
         )  # fmt: skip
-        return with_defaults(asked, profiles.find(self.model))
+        return prepared(profiles.find(self.model), asked)[1]
 
     def programs(self, cache: Path) -> Programs:
         """Recorded programs of this call."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from planner import tasks
 from planner.errors import BadRequest
 from planner.request import PICTURES, Request
-from planner.sizes import Size, Sizes, spelled
+from planner.sizes import Size, Sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,18 +19,15 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 64
 """Tokens assumed for a prompt where the pipeline does not pad: about fifty words."""
-TAKEN_AS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "images", "input_images", "cond_image"),
-    "mask": ("mask_image", "mask", "mask_video", "control_mask"),
-    "control": ("control_image", "control_video", "hint", "conditioning_frames", "pose_video", "image"),
-    "reference": ("ip_adapter_image", "image_reference", "reference_images", "reference_image", "ref_image"),
-    "last_image": ("last_image",),
-    "video": ("video",),
+OTHERWISE: dict[str, tuple[str, ...]] = {
+    "image": ("images", "input_images", "cond_image"),
+    "mask": ("mask", "mask_video", "control_mask"),
+    "control": ("control_video", "hint", "conditioning_frames", "pose_video"),
+    "reference": ("image_reference", "reference_images", "reference_image", "ref_image"),
+    "last_image": (),
+    "video": (),
 }
-"""Fields of a request and the call arguments of diffusers' pipelines they become, the first that is there."""
-CONTROLLED, MASKED = ("Control", "Adapter"), ("Inpaint", "Fill")
-STARTED = ("Img2Img", "ImageToVideo", "Edit", "Upscale", "Pix2Pix", "Depth2Img", "I2V", "LatentUpsample", *MASKED)
-"""Words in the names of pipelines that need pictures though their signatures may give defaults."""
+"""Names that pictures go by in the calls of fewer classes; the first that is there is taken."""
 LISTS = ("EditPlus", "ControlNetUnion")
 """Words in the names of pipelines that want a list even of one picture."""
 FRAMES = 16
@@ -77,8 +75,8 @@ class Pictures:
     """The pictures that one call is handed: those asked for, and those without which the pipeline would not start."""
 
     def __init__(self, pipe: Any, request: Request, accepted: Mapping[str, inspect.Parameter]) -> None:
-        self._pipe, self._request, self._accepted = pipe, request, accepted
-        self._kind = type(pipe).__name__
+        self._kind = tasks.kind_of(type(pipe).__name__)
+        self._pipe, self._request, self._accepted = pipe, tasks.fitted(request, self._kind.name), accepted
 
     @property
     def result(self) -> tuple[int, int]:
@@ -88,35 +86,37 @@ class Pictures:
 
     def arguments(self) -> dict[str, Any]:
         """Black pictures by argument; masks are white."""
-        needed = dict(self._needed())
         made: dict[str, Any] = {}
-        for field in PICTURES:
-            asked: Sizes = getattr(self._request, field)
-            if not (wanted := asked or needed.get(field, ())):
-                continue
-            name = next((n for n in TAKEN_AS[field] if n in self._accepted and n not in made), None)
-            if name is None and asked:
-                raise _refusal(self._pipe, field, spelled(asked) or "", self._accepted)
-            if name is not None:
-                made[name] = self._value(name, wanted)
+        for picture in PICTURES:
+            asked: Sizes = getattr(self._request, picture)
+            name = next((n for n in self._names(picture) if n in self._accepted and n not in made), None)
+            wanted = asked or (Size(),) * (name is not None and self._required(picture, name))
+            assumed = asked == (Size(),) and picture in self._kind.needs - {"control"}  # for its name, perhaps in vain
+            if name is None and asked and not assumed:
+                raise self._refusal(picture)
+            if name is not None and wanted:
+                made[name] = self._value(name, wanted * (self._wanted(picture) if len(wanted) == 1 else 1))
         return made
 
-    def _needed(self) -> Iterator[tuple[str, Sizes]]:
-        """Fields the pipeline cannot do without, each with as many pictures as it wants."""
-        controlled = _has(self._kind, CONTROLLED)
-        if controlled:
-            yield "control", (Size(),) * _parts(self._pipe, ("controlnet", "adapter"), ("nets", "adapters"))
-        if _has(self._kind, STARTED) or (not controlled and self._required("image")):
-            yield "image", (Size(),)
-        if _has(self._kind, MASKED) or self._required("mask_image"):
-            yield "mask", (Size(),)
-        if "VideoToVideo" in self._kind or self._required("video"):
-            yield "video", (Size(),)
-        if count := _image_adapters(self._pipe):
-            yield "reference", (Size(),) * count
+    def _names(self, picture: str) -> tuple[str, ...]:
+        last = ("image",) if picture == "control" and "control" in self._kind.needs else ()
+        return (self._kind.argument(picture), *OTHERWISE[picture], *last)
 
-    def _required(self, name: str) -> bool:
-        return name in self._accepted and self._accepted[name].default is inspect.Parameter.empty
+    def _required(self, picture: str, name: str) -> bool:
+        no_default = self._accepted[name].default is inspect.Parameter.empty
+        return no_default or (picture == "reference" and _image_adapters(self._pipe) > 0)
+
+    def _wanted(self, picture: str) -> int:
+        """How many pictures one stands for: each ControlNet and adapter takes its own."""
+        if picture == "control":
+            return _parts(self._pipe, ("controlnet", "adapter"), ("nets", "adapters"))
+        return max(_image_adapters(self._pipe), 1) if picture == "reference" else 1
+
+    def _refusal(self, picture: str) -> BadRequest:
+        kind = self._kind.name
+        other = tasks.class_for(kind, [picture], getattr(self._pipe, "config", {}))
+        advice = f"make it a {other} with {other}.from_pipe(pipe)" if other != kind else "leave it out"
+        return BadRequest(f"{kind} takes no {PICTURES[picture].partition(' ')[2]}; {advice}.")
 
     def _value(self, name: str, wanted: Sizes) -> Any:
         pictures = [self._picture(name, size) for size in wanted]
@@ -125,14 +125,14 @@ class Pictures:
             pictures *= self._request.frames or _default(self._accepted, "num_frames") or FRAMES
         if name == "hint":
             return _tensor(pictures)
-        if moving or len(pictures) > 1 or name.endswith("images") or _has(self._kind, LISTS):
+        if moving or len(pictures) > 1 or name.endswith("images") or any(word in self._kind.name for word in LISTS):
             return pictures
         return pictures[0]
 
     def _picture(self, name: str, size: Size) -> Image:
         from PIL import Image
 
-        mask = name in TAKEN_AS["mask"]
+        mask = "mask" in name
         grey = mask or (name == "image" and _channels(getattr(self._pipe, "adapter", None)) == 1)
         width, height = self.result
         sides = (size.width or width, size.height or height)
@@ -142,10 +142,6 @@ class Pictures:
 def _refusal(pipe: Any, name: str, value: str, accepted: Mapping[str, Any]) -> BadRequest:
     known = ", ".join(sorted(set(accepted) - {"args", "kwargs", "prompt"})[:12])
     return BadRequest(f"{type(pipe).__name__} takes no {name} (asked: {value}); it takes {known} and others.")
-
-
-def _has(kind: str, words: tuple[str, ...]) -> bool:
-    return any(word in kind for word in words)
 
 
 def _parts(pipe: Any, names: tuple[str, ...], lists: tuple[str, ...]) -> int:

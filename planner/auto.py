@@ -49,8 +49,9 @@ def plan(
 
     `model`: a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.  `device`: one of `probe()`
     or `card("rtx-3070")`; by default the first card of this machine.  `components`: optional ones to load, such as
-    `safety_checker`.  `cache`: folder of recorded programs, by default the user's cache.  `tell` hears what takes
-    seconds.  `wanted`: fields of `Request`.  Raises BadRequest, TraceFailed or Infeasible.
+    `safety_checker`, or another profile that has what this one lacks, such as `sdxl-controlnet`.  `cache`: folder of
+    recorded programs, by default the user's cache.  `tell` hears what takes seconds.  `wanted`: fields of `Request`.
+    Raises BadRequest, TraceFailed or Infeasible.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card = device or card_for(model)

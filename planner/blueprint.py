@@ -25,7 +25,9 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
     parts: dict[str, Any] = dict(profile.settings)
     for part in profile.components:
         parts[part.name] = None if part.optional else _part(part, dtype)
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+    taken = inspect.signature(kind.__init__).parameters
+    parts = {name: part for name, part in parts.items() if name in taken}  # a task's class may take fewer than its base
+    for name, parameter in taken.items():
         if (
             parameter.default is parameter.empty
             and parameter.kind is parameter.POSITIONAL_OR_KEYWORD

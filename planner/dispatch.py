@@ -92,7 +92,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         given = list(tensors((args, kwargs)))
         if func.is_view or func._schema.is_mutable or any(isinstance(t, FakeTensor) for t in given):
             return NotImplemented
-        if all(t.numel() < LARGE for t in given):
+        if all(t.numel() < LARGE for t in given) or any(on_host(t, self._recorder) for t in given):
             return NotImplemented
         try:
             with self._mode:

@@ -24,6 +24,7 @@ ARGUMENTS = {
     "frames": "num_frames",
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
+    "strength": "strength",
 }
 """Fields of a request and the call arguments they become."""
 _LOADS = re.compile(r"pipe = \w+\.from_pretrained\(")
@@ -32,7 +33,10 @@ _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<image
 
 def code(plan: Plan) -> str:
     """The statements that load, configure and call the pipeline as planned."""
-    imports = ["import torch", f"from diffusers import {plan.pipeline}"]
+    names = [plan.pipeline, *(part.kind for _, part in _lent(plan))]
+    imports = ["import torch", *(f"from diffusers import {name}" for name in names)]
+    if _pictures(plan):
+        imports.append("from diffusers.utils import load_image, load_video")
     loading = [*_loading(plan), *_cap(plan)]
     setting = [line for option in plan.options for line in _setting(option)]
     return "\n".join((*imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
@@ -80,13 +84,24 @@ def _profile(plan: Plan) -> PipelineProfile | None:
         return None
 
 
+def _lent(plan: Plan) -> Iterator[tuple[PipelineProfile, ComponentProfile]]:
+    """Models that another profile than the first lends, and which."""
+    for name in plan.model.split(JOINED)[1:]:
+        ...
+
+
 def _loading(plan: Plan) -> Iterator[str]:
     if plan.model == plan.pipeline:
         yield from _reloading(plan)
         return
     profile = _profile(plan)
+    lent = tuple(_lent(plan))
+    for loan, part in lent:
+        dtype = f"torch_dtype=torch.{part.dtype}"
+        yield f"{part.name} = {part.kind}.from_pretrained({literal(loan.hub_id)}, {dtype})"
     model = profile.hub_id if profile and profile.hub_id else plan.model
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
+    arguments += [f"{part.name}={part.name}" for _, part in lent]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
 
@@ -134,7 +149,9 @@ def _setting(option: Option) -> Iterator[str]:
 def _generating(plan: Plan) -> Iterator[str]:
     request = plan.request
     several = request.prompts > 1
-    yield f'prompts = ["…"] * {request.prompts}' if several else 'prompt = "…"'
+    if "prompt" not in kind_of(plan.pipeline).lacks:
+        yield f'prompts = ["…"] * {request.prompts}' if several else 'prompt = "…"'
+    yield from (f"{name} = {loaded}" for name, loaded in _pictures(plan).items())
     for call in (call for option in plan.options for call in option.calls):
         if found := _GENERATES.search(call):
             own = _call(plan, found["prompt"], int(found["images"]))
@@ -148,8 +165,29 @@ def _call(plan: Plan, prompt: str, images: int) -> str:
     wanted = {name: getattr(request, field) for field, name in ARGUMENTS.items()}
     if images > 1:
         wanted["num_videos_per_prompt" if request.frames else "num_images_per_prompt"] = images
+    kind, pictures = kind_of(plan.pipeline), _pictures(plan)
     given = [f"{name}={literal(value)}" for name, value in (wanted | dict(request.extra)).items() if value is not None]
-    return f"pipe({', '.join((prompt, *given))})"
+    given = [argument for argument in given if argument.partition("=")[0] not in kind.lacks]
+    named = f"prompt={prompt}" if pictures or kind.first != "prompt" else prompt
+    words = [] if "prompt" in kind.lacks else [named]
+    return f"pipe({', '.join((*words, *(f'{name}={name}' for name in pictures), *given))})"
+
+
+def _pictures(plan: Plan) -> dict[str, str]:
+    """Call arguments that are pictures, and how to load each in the size that was planned for."""
+    request, kind = plan.request, kind_of(plan.pipeline)
+    given = {picture: getattr(request, picture) for picture in PICTURES if getattr(request, picture)}
+    return {kind.argument(picture): _loaded(picture, sizes, request) for picture, sizes in given.items()}
+
+
+def _loaded(picture: str, sizes: Sizes, request: Request) -> str:
+    if picture == "video":
+        return 'load_video("…")'
+    sides = [(size.width or request.width, size.height or request.height) for size in sizes]
+    loads = ['load_image("…")' + (f".resize({literal(side)})" if all(side) else "") for side in sides]
+    if len(loads) > 1 and len(set(loads)) == 1:
+        return f"[{loads[0]}] * {len(loads)}"
+    return loads[0] if len(loads) == 1 else f"[{', '.join(loads)}]"
 
 
 def _tokens(statement: str) -> Iterable[tokenize.TokenInfo]:

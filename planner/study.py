@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from planner import profiles, reasons
+from planner import profiles, reasons, tasks
 from planner.choose import Choice, NothingFits, choose
 from planner.device import Device
 from planner.errors import BadRequest
@@ -19,14 +19,11 @@ from planner.pricing import Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
 from planner.reasons import Shortage
-from planner.request import PICTURES, Request
+from planner.request import Request
 from planner.scenes import Limits
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 from planner.units import format_bytes
-
-USUAL = ("height", "width", "frames", "steps", "guidance", "strength", *PICTURES)
-"""Fields of a request that a profile has defaults for."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +97,7 @@ def opened(
 ) -> Study:
     """The study of a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.
 
-    `components`: optional ones to load.  `cache`: folder of recorded programs, by default the user's cache.
+    `components`: optional ones to load, or profiles that lend theirs.  `cache`: folder of recorded programs, by default the user's cache.
     `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
     """
     name, source, asked, dtype = _source(model, request, components)
@@ -117,15 +114,19 @@ def cache_folder() -> Path:
 
 def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[str, Source, Request, str]:
     if not isinstance(model, (str, Path, PipelineProfile)):
-        return type(model).__name__, FromPipe(model), request, ""
-    profile = model if isinstance(model, PipelineProfile) else profiles.resolve(model)
-    profile = profile.including(*components)
-    name = profile.name if profile.hub_id else str(model)
-    return name, FromProfile(profile, request.dtype), with_defaults(request, profile), request.dtype or profile.dtype
+        name = type(model).__name__
+        return name, FromPipe(model), tasks.fitted(request, name), ""
+    profile = model if isinstance(model, PipelineProfile) else tasks.resolve(model)
+    profile, request = tasks.prepared(_including(profile, components), request)
+    name = profile.name if profile.hub_id else profile.name.replace(Path(model).resolve().name, str(model), 1)
+    return name, FromProfile(profile, request.dtype), request, request.dtype or profile.dtype
 
 
-def with_defaults(request: Request, profile: PipelineProfile) -> Request:
-    """What the request leaves open, as the profile says it is usually asked for."""
-    usual = profile.defaults
-    open_ = {name: getattr(usual, name) for name in USUAL if getattr(request, name) in (None, ())}
-    return replace(request, **open_, extra=tuple((dict(usual.extra) | dict(request.extra)).items()))
+def _including(profile: PipelineProfile, components: Sequence[str]) -> PipelineProfile:
+    """The profile with optional components of its own, and with what other profiles lend."""
+    own = {part.name for part in profile.components}
+    lenders = [name for name in components if name not in own and name.casefold() in profiles.names()]
+    profile = profile.including(*(name for name in components if name not in lenders))
+    for name in lenders:
+        profile = tasks.joined(profile, profiles.find(name))
+    return profile

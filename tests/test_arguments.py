@@ -59,7 +59,7 @@ SIZED = {"height": 48, "width": 64}
         ("AInpaintPipeline", ("image", "mask_image"), {"mask": "8x8"}, {"image": RGB, "mask_image": ("L", 8, 8)}),
         ("AControlNetPipeline", ("image",), {}, {"image": RGB}),
         ("AControlNetPipeline", ("image",), {"control": "8x8"}, {"image": ("RGB", 8, 8)}),
-        ("AControlNetPipeline", ("image",), {"image": "8x8"}, {"image": ("RGB", 8, 8)}),
+        ("StableDiffusionControlNetPipeline", ("image",), {"image": "8x8"}, {"image": ("RGB", 8, 8)}),
         ("AControlNetPipeline", ("control_image",), {}, {"control_image": RGB}),
         (
             "AControlNetImg2ImgPipeline",
@@ -84,17 +84,19 @@ def test_pictures_become_the_arguments_that_the_pipeline_takes(
 
 def test_what_the_pipeline_does_not_take_is_refused_in_words() -> None:
     for asked, words in (
-        ({"image": "64x48"}, r"APipeline takes no image \(asked: 64x48\); it takes height, width and others"),
-        ({"video": True}, "takes no video"),
+        ({"image": "64x48"}, "^APipeline takes no start image; leave it out"),
+        ({"video": True}, "takes no start video"),
         ({"strength": 0.5}, r"takes no strength \(asked: 0.5\)"),
         ({"frames": 5}, "takes no num_frames"),
     ):
         with pytest.raises(BadRequest, match=words):
             arguments(taking("APipeline", "height", "width"), **asked)
+    with pytest.raises(BadRequest, match=r"make it a FluxInpaintPipeline with FluxInpaintPipeline\.from_pipe\(pipe\)"):
+        arguments(taking("FluxPipeline", "height"), mask=True)
 
 
 def test_both_a_start_and_a_control_image_need_two_arguments() -> None:
-    with pytest.raises(BadRequest, match="takes no control"):
+    with pytest.raises(BadRequest, match="takes no control image"):
         arguments(taking("AControlNetPipeline", "image"), image=True, control=True)
 
 

@@ -14,7 +14,7 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "cards", "probe"),
+    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),

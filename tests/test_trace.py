@@ -286,7 +286,7 @@ def test_what_a_component_refuses_when_it_is_recorded_again_is_told_as_well(
     plain = busy.trace(SMALL, Variant())
     for method in ("_tiled_decode", "tiled_decode"):
         monkeypatch.setattr(AutoencoderKL, method, refuse, raising=False)
-    with pytest.raises(TraceFailed, match="vae.decode refused the request: no tile so small"):
+    with pytest.raises(TraceFailed, match=r"vae\.decode refused the request: no tile so small"):
         busy.trace(SMALL, Variant(tile=128))
     assert busy.trace(SMALL, Variant()) is plain
     assert phases(resident(busy.trace(SMALL, Variant(sliced=True)))) == phases(resident(plain))
