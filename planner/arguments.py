@@ -174,6 +174,7 @@ def _usual(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> tuple[int, i
         return width, height
     config = _config(getattr(pipe, "unet", None) or getattr(pipe, "transformer", None))
     scale = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", None) or 1
+    scale = 1 if "Upscale" in type(pipe).__name__ else scale  # the image lies beside the latents
     side = getattr(pipe, "default_sample_size", None) or config.get("sample_size")
     match config.get("sample_width") or side, config.get("sample_height") or side:
         case (int(across), int(down)):

@@ -105,6 +105,8 @@ class PipelineProfile:
     """Arguments of the pipeline class that are no components."""
     defaults: DefaultRequest = DefaultRequest()
     hub_id: str = ""
+    base: str = ""
+    """Name of the profile that it shares its components with, but for its own: those `hub_id` is of."""
     family: str = ""
     """What it is listed under; empty for a folder."""
     aliases: tuple[str, ...] = ()
@@ -118,6 +120,11 @@ class PipelineProfile:
     def loaded(self) -> tuple[ComponentProfile, ...]:
         """The components a plan counts."""
         return tuple(part for part in self.components if not part.optional)
+
+    @property
+    def models(self) -> tuple[ComponentProfile, ...]:
+        """The components that have weights."""
+        return tuple(part for part in self.components if part.role == "model")
 
     def including(self, *names: str) -> PipelineProfile:
         """The same profile with optional components loaded.  Raises BadRequest for a name it does not have."""
@@ -172,7 +179,7 @@ def resolve(model: str | Path) -> PipelineProfile:
 
 @cache
 def _shipped(name: str) -> PipelineProfile:
-    facts = read_toml(shipped() / "pipelines" / f"{name}.toml")
+    facts = _inherited(read_toml(shipped() / "pipelines" / f"{name}.toml"))
     request = dict(facts["request"])
     pictures: dict[str, Any] = {field: sizes(field, request.pop(field, None)) for field in PICTURES}
     dtype = facts["dtype"]
@@ -184,6 +191,7 @@ def _shipped(name: str) -> PipelineProfile:
         settings=facts.get("settings", {}),
         defaults=DefaultRequest(extra=tuple(request.pop("extra", {}).items()), **pictures, **request),
         hub_id=facts["hub_id"],
+        base=facts.get("base", ""),
         family=facts["family"],
         aliases=tuple(facts["aliases"]),
         max_prompt_tokens=facts["max_prompt_tokens"],
@@ -191,6 +199,14 @@ def _shipped(name: str) -> PipelineProfile:
         sources=tuple(facts["sources"]),
         notes=facts.get("notes", ""),
     )
+
+
+def _inherited(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a file, with those of its base below them."""
+    if "base" not in facts:
+        return facts
+    below = read_toml(shipped() / "pipelines" / f"{facts['base']}.toml")
+    return {**below, **facts, "components": below["components"] | facts["components"]}
 
 
 def _component(name: str, facts: dict[str, Any], dtype: str) -> ComponentProfile:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import io
 import re
-import tokenize
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 
 from planner import profiles
 from planner.errors import BadRequest
+from planner.folding import fold, literal
 from planner.plan import Plan
-from planner.profiles import PipelineProfile
-from planner.request import JSON
+from planner.profiles import ComponentProfile, PipelineProfile
+from planner.request import PICTURES, Request
+from planner.sizes import Sizes
+from planner.tasks import JOINED, kind_of
 from planner.techniques.base import Option
 
-WIDTH = 80
-"""Columns of a line of code."""
 ARGUMENTS = {
     "height": "height",
     "width": "width",
@@ -33,10 +30,12 @@ _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<image
 
 def code(plan: Plan) -> str:
     """The statements that load, configure and call the pipeline as planned."""
-    names = [plan.pipeline, *(part.kind for _, part in _lent(plan))]
+    names = sorted({plan.pipeline, *(part.kind for _, part in _lent(plan))})
+    loaders = [
+        name for name in ("load_image", "load_video") if any(name in loads for loads in _pictures(plan).values())
+    ]
     imports = ["import torch", *(f"from diffusers import {name}" for name in names)]
-    if _pictures(plan):
-        imports.append("from diffusers.utils import load_image, load_video")
+    imports += [f"from diffusers.utils import {', '.join(loaders)}"] if loaders else []
     loading = [*_loading(plan), *_cap(plan)]
     setting = [line for option in plan.options for line in _setting(option)]
     return "\n".join((*imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
@@ -47,58 +46,33 @@ def spoken(option: Option) -> str:
     return f"{option.technique}={option.value}" if option.value != "" else option.technique
 
 
-def literal(value: JSON) -> str:
-    """`value` as Python writes it, text in double quotes where it holds none."""
-    match value:
-        case str() if '"' not in value:
-            return '"' + repr("'" + value)[2:]
-        case dict():
-            return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
-        case tuple():
-            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
-        case list():
-            return f"[{', '.join(map(literal, value))}]"
-    return repr(value)
-
-
-def fold(statement: str, indent: int = 0) -> str:
-    """The same code in lines of at most 80 columns, broken inside brackets and, where need be, inside text."""
-    margin = " " * indent
-    if indent + len(statement) < WIDTH:
-        return margin + statement
-    commas = _outermost(statement)
-    if not commas:
-        return _folded_text(statement, indent)
-    items = [statement[start + 1 : end].strip() for start, end in pairwise(commas)]
-    lines = [fold(item, indent + 4) for item in items if item]
-    comma = "," if len(items) > 1 else ""
-    head, tail = statement[: commas[0] + 1], statement[commas[-1] :]
-    return "\n".join((margin + head, ",\n".join(lines) + comma, margin + tail))
-
-
-def _profile(plan: Plan) -> PipelineProfile | None:
-    """The profile a plan was made from, None for a live pipeline or a folder that has gone."""
-    try:
-        return profiles.resolve(plan.model)
-    except BadRequest:
-        return None
-
-
 def _lent(plan: Plan) -> Iterator[tuple[PipelineProfile, ComponentProfile]]:
-    """Models that another profile than the first lends, and which."""
-    for name in plan.model.split(JOINED)[1:]:
-        ...
+    """Models that have a repository of their own beside the pipeline's, and the profile that names it."""
+    known: set[str] = set()
+    for place, profile in enumerate(_family(plan)):
+        yield from ((profile, part) for part in profile.models if place and part.name not in known)
+        known |= {part.name for part in profile.models}
+
+
+def _family(plan: Plan) -> list[PipelineProfile]:
+    """The profiles whose components are joined in a plan, that of the whole pipeline first."""
+    try:
+        found = [profiles.resolve(name) for name in plan.model.split(JOINED)]
+    except BadRequest:  # a live pipeline, or a folder that has gone
+        return []
+    bases = [profiles.find(profile.base) for profile in found[:1] if profile.base]
+    return [*bases, *found]
 
 
 def _loading(plan: Plan) -> Iterator[str]:
     if plan.model == plan.pipeline:
         yield from _reloading(plan)
         return
-    profile = _profile(plan)
+    profile = next(iter(_family(plan)), None)
     lent = tuple(_lent(plan))
-    for loan, part in lent:
-        dtype = f"torch_dtype=torch.{part.dtype}"
-        yield f"{part.name} = {part.kind}.from_pretrained({literal(loan.hub_id)}, {dtype})"
+    for lender, part in lent:
+        dtype = f"torch.{plan.request.dtype or part.dtype}"
+        yield f"{part.name} = {part.kind}.from_pretrained({literal(lender.hub_id)}, torch_dtype={dtype})"
     model = profile.hub_id if profile and profile.hub_id else plan.model
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
     arguments += [f"{part.name}={part.name}" for _, part in lent]
@@ -188,48 +162,3 @@ def _loaded(picture: str, sizes: Sizes, request: Request) -> str:
     if len(loads) > 1 and len(set(loads)) == 1:
         return f"[{loads[0]}] * {len(loads)}"
     return loads[0] if len(loads) == 1 else f"[{', '.join(loads)}]"
-
-
-def _tokens(statement: str) -> Iterable[tokenize.TokenInfo]:
-    return tokenize.generate_tokens(io.StringIO(statement).readline)
-
-
-def _outermost(statement: str) -> list[int]:
-    """Places of the widest outer pair of brackets and of the commas right inside it; empty where there is none."""
-    pairs: list[list[int]] = []
-    depth = 0
-    for token in _tokens(statement):
-        place = token.start[1]
-        if token.string in ("(", "[", "{"):
-            depth += 1
-            if depth == 1:
-                pairs.append([place])
-        elif token.string in (")", "]", "}"):
-            depth -= 1
-            if depth == 0:
-                pairs[-1].append(place)
-        elif token.string == "," and depth == 1:
-            pairs[-1].append(place)
-    return max((pair for pair in pairs if pair[-1] - pair[0] > 1), key=lambda pair: pair[-1] - pair[0], default=[])
-
-
-def _folded_text(statement: str, indent: int) -> str:
-    """A long text as shorter ones that Python joins; code without text cannot be folded."""
-    margin = " " * indent
-    texts = [token for token in _tokens(statement) if token.type == tokenize.STRING]
-    if not texts:
-        return margin + statement
-    start, end = texts[-1].start[1], texts[-1].end[1]
-    lines = [margin + "    " + piece for piece in _pieces(ast.literal_eval(texts[-1].string), WIDTH - indent - 4)]
-    return "\n".join((f"{margin}{statement[:start]}(", *lines, f"{margin}){statement[end:]}"))
-
-
-def _pieces(text: str, room: int) -> Iterator[str]:
-    """Literals no longer than `room` whose texts add up to `text`."""
-    piece = ""
-    for letter in text:
-        if piece and len(literal(piece + letter)) > room:
-            yield literal(piece)
-            piece = ""
-        piece += letter
-    yield literal(piece)

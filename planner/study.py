@@ -97,8 +97,8 @@ def opened(
 ) -> Study:
     """The study of a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.
 
-    `components`: optional ones to load, or profiles that lend theirs.  `cache`: folder of recorded programs, by default the user's cache.
-    `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
+    `components`: optional ones to load, or profiles that lend theirs.  `cache`: folder of recorded programs, by default
+    the user's cache.  `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
     """
     name, source, asked, dtype = _source(model, request, components)
     programs = Programs(source, asked, cache or cache_folder(), techniques, tell)
@@ -116,10 +116,10 @@ def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[st
     if not isinstance(model, (str, Path, PipelineProfile)):
         name = type(model).__name__
         return name, FromPipe(model), tasks.fitted(request, name), ""
-    profile = model if isinstance(model, PipelineProfile) else tasks.resolve(model)
-    profile, request = tasks.prepared(_including(profile, components), request)
-    name = profile.name if profile.hub_id else profile.name.replace(Path(model).resolve().name, str(model), 1)
-    return name, FromProfile(profile, request.dtype), request, request.dtype or profile.dtype
+    profile = _including(model if isinstance(model, PipelineProfile) else tasks.resolve(model), components)
+    named = profile if profile.hub_id else replace(profile, name=str(model))  # a folder goes by its path
+    profile, request = tasks.prepared(named, request)
+    return profile.name, FromProfile(profile, request.dtype), request, request.dtype or profile.dtype
 
 
 def _including(profile: PipelineProfile, components: Sequence[str]) -> PipelineProfile:

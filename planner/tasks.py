@@ -72,7 +72,7 @@ def kind_of(name: str) -> Kind:
     known = _facts().get(name, {})
     said = {picture for picture, words in NEEDED.items() if any(word in name for word in words)}
     return Kind(
-        name=name, needs=frozenset(said | set(known.get("needs", ()))), lacks=frozenset(known.get("lacks", ())),
+        name=name, needs=frozenset(known.get("needs", said)), lacks=frozenset(known.get("lacks", ())),
         takes=known.get("takes", {}), first=known.get("first", "prompt"),
     )  # fmt: skip
 
@@ -151,7 +151,10 @@ def joined(profile: PipelineProfile, other: PipelineProfile) -> PipelineProfile:
     if not lent:
         raise BadRequest(f"{other.name} has no component that {profile.name} lacks; leave it out.")
     return replace(
-        profile, name=f"{profile.name}{JOINED}{other.name}", pipeline=other.pipeline, components=(*profile.components, *lent)
+        profile,
+        name=f"{profile.name}{JOINED}{other.name}",
+        pipeline=other.pipeline,
+        components=(*profile.components, *lent),
     )
 
 

@@ -14,7 +14,7 @@ from plans import CHANNELS_LAST, PLAN, RESIDENT, SPLIT, STRIDED, TILING, phase, 
 from rich.cells import cell_len
 from rich.console import Console
 
-from planner import explain, profiles, snippet
+from planner import explain, folding, profiles, snippet
 from planner.plan import Infeasible, Plan, Rejection
 from planner.request import Fidelity
 from planner.techniques.base import Option
@@ -218,14 +218,14 @@ VALUES = st.recursive(
 @settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,12}_", fullmatch=True), VALUES, max_size=6))
 def test_folding_changes_nothing_but_lines(arguments: dict[str, object]) -> None:
-    text = f"dict({', '.join(f'{name}={snippet.literal(value)}' for name, value in arguments.items())})"  # type: ignore[arg-type]
-    folded = snippet.fold(text)
+    text = f"dict({', '.join(f'{name}={folding.literal(value)}' for name, value in arguments.items())})"  # type: ignore[arg-type]
+    folded = folding.fold(text)
     assert eval(folded) == arguments
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0x2FF), max_size=500))
 def test_long_text_is_folded_too(words: str) -> None:
-    folded = snippet.fold(f"pipe(prompt, negative_prompt={snippet.literal(words)})")
+    folded = folding.fold(f"pipe(prompt, negative_prompt={folding.literal(words)})")
     assert widest(folded) <= 80
     assert ast.literal_eval(ast.parse(folded).body[0].value.keywords[0].value) == words  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ ROOMS = (
     *("techniques", "settings", "programs"),
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "rehearsal"),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
-    *("snippet", "explain", "tables", "auto", "cli", "__main__"),
+    *("folding", "snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""
 DOORS = {("plan", "apply"), ("plan", "explain")}
