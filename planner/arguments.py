@@ -30,6 +30,8 @@ OTHERWISE: dict[str, tuple[str, ...]] = {
 """Names that pictures go by in the calls of fewer classes; the first that is there is taken."""
 LISTS = ("EditPlus", "ControlNetUnion")
 """Words in the names of pipelines that want a list even of one picture."""
+CHUNK = "decode_chunk_size"
+"""Argument of the calls of video pipelines, and of their `decode_latents`."""
 FRAMES = 16
 """Frames of a video to start from where neither the request nor the pipeline says how many."""
 
@@ -69,6 +71,12 @@ def split(prompts: int, images: int, splits: int) -> tuple[int, int]:
     if splits <= prompts:
         return -(-prompts // splits), images
     return 1, -(-images // -(-splits // prompts))
+
+
+def decodes_in_chunks(pipe: Any) -> bool:
+    """Whether the pipeline decodes frames in chunks of a size that one may choose."""
+    decode = getattr(pipe, "decode_latents", None)
+    return decode is not None and CHUNK in inspect.signature(decode).parameters
 
 
 class Pictures:

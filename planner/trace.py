@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from planner.arguments import call_arguments
+from planner.arguments import call_arguments, decodes_in_chunks
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
@@ -138,10 +138,9 @@ class Tracer:
 
     def _rows(self, component: str) -> int:
         """Rows of the largest batch the component was just called with."""
-        samples = (
-            sample_of(args, kwargs) for args, kwargs in self._replay.asked.get(component, ()) if args is not None
-        )
-        return max(map(_rows, samples), default=0)
+        asked = self._replay.asked.items()
+        calls = (call for name, calls in asked if name.partition(".")[0] == component for call in calls)
+        return max((_rows(sample_of(args, kwargs)) for args, kwargs in calls if args is not None), default=0)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[None]:
@@ -240,11 +239,10 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
     for p in module.parameters():
         sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
     dtype = max(sizes, key=lambda d: sizes[d], default=torch.float32)
-    apart = "rows_apart", _keeps_rows_apart(module, pipe)
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
         anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
-        traits=frozenset(trait for trait, has in (*_traits(name, module), apart) if has),
+        traits=frozenset(trait for trait, has in (*_traits(name, module), *_traits_in(pipe, module)) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
         units=() if is_autoencoder(module) else tuple(Unit(path, places) for path, _, places in units_of(module)),
     )  # fmt: skip
@@ -264,6 +262,14 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not hasattr(module, "hf_quantizer")),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
+    )
+
+
+def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
+    """What a module can do because of the pipeline it is in."""
+    return (
+        ("rows_apart", _keeps_rows_apart(module, pipe)),
+        ("decode_chunks", is_autoencoder(module) and decodes_in_chunks(pipe)),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from planner.techniques.attention import AttentionBackend
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import ChannelsLast
+from planner.techniques.decode_chunks import DecodeChunks
+from planner.techniques.forward_chunks import ForwardChunks
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
@@ -12,6 +14,7 @@ from planner.techniques.precision import Precision
 from planner.techniques.split import Split
 from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
+from planner.techniques.vae_frames import VaeFrames
 from planner.techniques.vae_slicing import VaeSlicing
 from planner.techniques.vae_tiling import VaeTiling
 
@@ -22,7 +25,10 @@ DEFAULT: tuple[Technique, ...] = (
     ChannelsLast("autoencoder"),
     VaeSlicing(),
     VaeTiling(),
+    VaeFrames(),
+    DecodeChunks(),
     AttentionBackend(),
+    ForwardChunks(),
     MicroBatch(),
     Streaming(),
     Placement(),

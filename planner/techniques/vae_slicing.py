@@ -21,7 +21,8 @@ class VaeSlicing:
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component.name for component in program.components if "slicing" in component.traits]
-        if not able or request.prompts * request.images <= program.variant.splits:
+        rows = max((part.rows for part in program.components if part.name in able), default=0)
+        if not able or (rows or request.prompts * request.images // program.variant.splits) < 2:
             return ()
         return (Option(technique=self.name, calls=tuple(f"pipe.{name}.enable_slicing()" for name in able)),)
 

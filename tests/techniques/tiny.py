@@ -10,22 +10,32 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
     WanPipeline,
     WanTransformer3DModel,
 )
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -166,3 +176,43 @@ def run(pipe: Any, **kwargs: Any) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     output = pipe(**(arguments(pipe) | kwargs))
     return torch.as_tensor(output[0])
+
+
+def stable_video(_: Path | None = None) -> StableVideoDiffusionPipeline:
+    torch.manual_seed(0)
+    unet = UNetSpatioTemporalConditionModel(
+        sample_size=8, in_channels=8, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), num_attention_heads=2,
+        cross_attention_dim=32, addition_time_embed_dim=32, projection_class_embeddings_input_dim=96,
+    )  # fmt: skip
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, projection_dim=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56,
+        intermediate_size=16,
+    )  # fmt: skip
+    return StableVideoDiffusionPipeline(
+        vae=vae.eval(), unet=unet.eval(), image_encoder=CLIPVisionModelWithProjection(vision).eval(),
+        scheduler=EulerDiscreteScheduler(interpolation_type="linear", prediction_type="v_prediction"),
+        feature_extractor=CLIPImageProcessor(),
+    )  # fmt: skip
+
+
+def ltx(_: Path | None = None) -> LTXPipeline:
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        num_layers=1, caption_channels=16,
+    )  # fmt: skip
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1), patch_size=1, patch_size_t=1,
+        spatio_temporal_scaling=(True, True, True, False), decoder_spatio_temporal_scaling=(True, True, True, False),
+    )  # fmt: skip
+    t5 = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=True)
+    return LTXPipeline(
+        transformer=transformer.eval(), vae=vae.eval(), text_encoder=T5EncoderModel(t5).eval(), tokenizer=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip

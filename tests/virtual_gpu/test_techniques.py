@@ -41,9 +41,9 @@ class Case:
     @property
     def asked(self) -> Request:
         usual = profiles.find(self.model).defaults
-        return replace(
-            Request(**{"guidance": usual.guidance, "steps": STEPS, "fidelity": Fidelity.LOSSY, **self.request}),
-            extra=tuple(usual.extra),
+        given = {name: getattr(usual, name) for name in ("height", "width", "frames", "guidance")}
+        return Request(
+            **{**given, "steps": STEPS, "fidelity": Fidelity.LOSSY, "extra": tuple(usual.extra), **self.request}
         )
 
     @property
@@ -60,6 +60,7 @@ class Case:
 
 SQUARE = {"height": 1024, "width": 1024}
 CLIP = {"height": 480, "width": 832, "frames": 33}
+SMALL = {"height": 320, "width": 512, "frames": 33}
 FP8 = ("layerwise_casting", "float8_e4m3fn")
 CASES = (
     Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
@@ -67,6 +68,14 @@ CASES = (
     Case(model="sd3-medium", use=("micro_batch", 1), phase="transformer", request=SQUARE),
     Case(model="flux1-dev", use=("micro_batch", 1), phase="transformer", request=SQUARE | {"images": 3}),
     Case(model="wan2.1-t2v-1.3b", use=("micro_batch", 1), phase="transformer", request=CLIP | {"images": 2}),
+    Case(model="svd", use=("decode_chunks", 4), phase="vae.decode", request={}),
+    Case(model="animatediff-sd15", use=("decode_chunks", 4), phase="vae.decode", request={}),
+    Case(model="latte", use=("decode_chunks", 4), phase="vae.decode", request={}),
+    Case(model="ltx-video-0.9.5", use=("vae_frames", 16), phase="vae.decode", request={}),
+    Case(model="ltx-2", use=("vae_frames", 16), phase="vae.decode", request={}),
+    Case(model="hunyuanvideo", use=("vae_frames", 8), phase="vae.decode", request=SMALL),
+    Case(model="svd", use=("forward_chunks", ""), phase="unet", request={}),
+    Case(model="sd3-medium", use=("forward_chunks", ""), phase="transformer", request=SQUARE),
     Case(model="sdxl", use=FP8, phase="unet", request=SQUARE),
     Case(model="sd3-medium", use=FP8, phase="transformer", request=SQUARE),
     Case(model="wan2.1-t2v-1.3b", use=FP8, phase="transformer", request=CLIP),
