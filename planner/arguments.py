@@ -63,6 +63,8 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
     for name, value in asked.items():
         if value is not None and name not in accepted:
             raise _refusal(pipe, name, repr(value), accepted)
+    if prompts > 1 and isinstance(negative := wanted.get("negative_prompt"), str):
+        wanted["negative_prompt"] = [negative] * prompts  # some pipelines want as many, and of the same type
     return {name: value for name, value in wanted.items() if name in accepted and value is not None}
 
 
@@ -208,9 +210,9 @@ def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tu
     if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
         step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
         width, height = (ceil(side / step) for side in result)
-        return {"image_embeddings": torch.zeros(prompts, 16, height, width)}
+        return {"image_embeddings": torch.zeros(prompts, 16, height, width, dtype=pipe.dtype)}
     size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
     names = ("image_embeds", "negative_image_embeds")
     if not size or "negative_image_embeds" not in accepted:
         return {}
-    return {name: torch.zeros(prompts, size) for name in names}
+    return {name: torch.zeros(prompts, size, dtype=pipe.dtype) for name in names}

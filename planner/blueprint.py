@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
 from planner.errors import BadRequest, PlannerError, TraceFailed
 from planner.profiles import ComponentProfile, PipelineProfile
@@ -25,6 +26,7 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
     parts: dict[str, Any] = dict(profile.settings)
     for part in profile.components:
         parts[part.name] = None if part.optional else _part(part, dtype)
+    _acquaint(parts)
     taken = inspect.signature(kind.__init__).parameters
     parts = {name: part for name, part in parts.items() if name in taken}  # a task's class may take fewer than its base
     for name, parameter in taken.items():
@@ -39,7 +41,18 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
     except (TypeError, ValueError, AttributeError) as error:
         raise TraceFailed(f"{profile.pipeline} cannot be built from {profile.name}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
+    for part in profile.loaded:
+        if part.tiled:
+            getattr(pipe, part.name).enable_tiling()
     return pipe
+
+
+def _acquaint(parts: dict[str, Any]) -> None:
+    """An image processor makes pictures as large as its encoder takes them; on the hub a file of its own says so."""
+    size = getattr(getattr(parts.get("image_encoder"), "config", None), "image_size", None)
+    for name in ("feature_extractor", "image_processor"):
+        if size is not None and parts.get(name) is not None:
+            parts[name].size = parts[name].crop_size = {"height": size, "width": size}
 
 
 def _part(part: ComponentProfile, dtype: str | None) -> Any:
@@ -66,7 +79,7 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unwritten():
             if issubclass(kind, diffusers.ModelMixin):
                 module: torch.nn.Module = kind.from_config(dict(part.config))
             else:
@@ -81,6 +94,25 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     if tie is not None:
         tie()
     return module.eval().requires_grad_(False)
+
+
+FILLS = frozenset({
+    *(getattr(torch.nn.init, name) for name in ("kaiming_uniform_", "uniform_", "normal_", "constant_")),
+    *(getattr(torch.Tensor, name) for name in ("uniform_", "normal_", "fill_", "zero_", "mul_", "clamp_", "erfinv_")),
+})  # fmt: skip
+
+
+class _Unwritten(TorchFunctionMode):
+    """Leaves weights on meta as they are: there is nothing to write, and torch works out each fill in Python."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        filled = args[0] if args else kwargs.get("tensor")
+        if func in FILLS and isinstance(filled, torch.Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
 
 
 def _kept_in_single(module: torch.nn.Module, dtype: torch.dtype) -> set[str]:

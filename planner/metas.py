@@ -7,7 +7,8 @@ the card's kernels share, are asked directly; whatever is not known here goes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -56,11 +57,35 @@ def result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeT
         if not args[0].is_floating_point():
             return NotImplemented
         args = (args[0], aten.empty.memory_format([], dtype=args[0].dtype, device="meta"), *args[2:])
+    if pointwise and not kwargs and (known := _pointwise(func, tuple(map(_spec, args)))) is not None:
+        size, stride, dtype = known
+        return ghost(aten.empty_strided.default(size, stride, dtype=dtype, device="meta"), mode)
     with in_kernel_invocation_manager(mode):
         out = func(*args, **kwargs)
     if out is args[0]:
         return out
     return type(out)(ghost(o, mode) for o in out) if isinstance(out, (tuple, list)) else ghost(out, mode)
+
+
+def _spec(value: Any) -> Hashable:
+    """What of an operand decides the shape, layout and dtype of a result; a number's value does not."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    return type(value) if isinstance(value, (bool, int, float)) else value
+
+
+@lru_cache(maxsize=4096)
+def _pointwise(func: Any, specs: tuple[Hashable, ...]) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None:
+    """Shape, strides and dtype of a pointwise result; None where it is not one tensor.  torch asks Python for them."""
+    args = [_meta(spec) for spec in specs]
+    out = func(*args)
+    return (tuple(out.shape), out.stride(), out.dtype) if isinstance(out, torch.Tensor) else None
+
+
+def _meta(spec: Any) -> Any:
+    if isinstance(spec, tuple) and len(spec) == 3 and isinstance(spec[2], torch.dtype):
+        return aten.empty_strided.default(spec[0], spec[1], dtype=spec[2], device="meta")
+    return spec(1) if spec in (bool, int, float) else spec
 
 
 def ghost(tensor: torch.Tensor, mode: FakeTensorMode) -> FakeTensor:

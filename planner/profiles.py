@@ -58,6 +58,11 @@ class ComponentProfile:
     """Left out unless asked for."""
 
     @property
+    def tiled(self) -> bool:
+        """Whether it works in tiles only, which its user has to switch on (diffusers 0.42.1)."""
+        return self.kind == "AutoencoderKLAllegro"
+
+    @property
     def role(self) -> Role:
         """What part it plays, as its class name says."""
         words: tuple[tuple[str, Role], ...] = (

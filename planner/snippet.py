@@ -78,6 +78,7 @@ def _loading(plan: Plan) -> Iterator[str]:
     arguments += [f"{part.name}={part.name}" for _, part in lent]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
+    yield from (f"pipe.{part.name}.enable_tiling()" for part in (profile.loaded if profile else ()) if part.tiled)
 
 
 def _reloading(plan: Plan) -> Iterator[str]:

@@ -74,6 +74,6 @@ def _embeddings(kind: str, batch: int, pipe: Any) -> dict[str, torch.Tensor]:
 
     if "Kandinsky" in kind:
         return {"image_embeds": zeros(batch, 1280), "negative_image_embeds": zeros(batch, 1280)}
-    if "Cascade" in kind:
+    if "Cascade" in kind or "WuerstchenDecoder" in kind:
         return {"image_embeddings": zeros(batch, 16, 24, 24)}
     return {}

@@ -54,12 +54,18 @@ def shipped(model: str, dtype: str | None = None, *, parts: Mapping[str, str] | 
     usual = {} if dtype else {part.name: part.dtype for part in profile.loaded if part.dtype}
     with tempfile.TemporaryDirectory() as folder:
         profiles.write_folder(profile, Path(folder))
-        return load(folder, dtype or profile.dtype, parts=usual | parts)
+        pipe = load(folder, dtype or profile.dtype, parts=usual | parts)
+    for part in profile.loaded:
+        if part.tiled:
+            getattr(pipe, part.name).enable_tiling()
+    return pipe
 
 
 def _component(library: str, kind: str, path: Path, dtype: str) -> Any:
     if "okenizer" in kind or kind in PROCESSORS_OF_TEXT:
-        return Tokenizer(kind, 77 if "CLIP" in kind else 512)
+        file = path / "tokenizer_config.json"
+        facts = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        return Tokenizer(kind, facts.get("model_max_length") or (77 if "CLIP" in kind else 512))
     if kind.endswith(("ImageProcessor", "FeatureExtractor")):
         return getattr(transformers, kind)()
     if kind == "ClassifierFreeGuidance":

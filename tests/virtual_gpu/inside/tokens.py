@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from transformers import BatchEncoding
 
 PROMPT = "An astronaut in a red spacesuit rides a white horse across the surface of the moon, photograph, high detail"
@@ -34,6 +35,10 @@ class Tokenizer:
         self.image_processor = None
         self.marks: Mapping[str, int] = {}
         """Ids that mark an image in the text, of the text encoder's configuration."""
+
+    @property
+    def __class__(self) -> type:
+        return getattr(transformers, self.kind, Tokenizer)  # some pipelines ask which tokenizer they have
 
     def tokenize(self, text: str, **_: object) -> list[str]:
         return re.findall(r"<[^<>\s]*>|\w+|[^\w\s]|\n", text)
