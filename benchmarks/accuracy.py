@@ -1,6 +1,7 @@
 """Predicted against measured memory: cells drawn at random from all pipelines, sizes, techniques, cards and caps.
 
     python benchmarks/accuracy.py --seed 7 [--cells 400] [--minutes 60] [--model sd15 …] [--cache FOLDER]
+    python benchmarks/accuracy.py --published
 
 A cell is one call under up to two techniques on one card.  It is predicted from configurations alone and measured on
 the virtual GPU.  Measurements are kept in results/accuracy_measured.csv and never made twice, so an interrupted run
@@ -22,6 +23,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import measuring  # noqa: E402
+import published  # noqa: E402
 import scatter  # noqa: E402
 import summary  # noqa: E402
 from cells import CELLS, draw  # noqa: E402
@@ -107,7 +109,8 @@ def write_pages(asked: argparse.Namespace, rows: list[Compared]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--published", action="store_true", help="compare with figures of physical cards instead")
     parser.add_argument("--cells", type=int, default=400)
     parser.add_argument("--first", type=int, default=0, help="number of the first setting drawn")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many")
@@ -115,6 +118,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of recorded programs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    if asked.published:
+        published.report(asked.results, asked.cache)
+        return
     file = asked.results / "accuracy_measured.csv"
     if asked.cells:
         measure(asked, file)
