@@ -17,12 +17,12 @@ from measuring import options_of, write
 from summary import HEAD, RULE, stated
 
 from planner import profiles
-from planner.auto import with_defaults
 from planner.cards import card
 from planner.choose import Chooser
 from planner.program import Load
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
+from planner.study import with_defaults
 from planner.techniques import DEFAULT, Option
 
 FACTS = Path(__file__).parent / "published.csv"

@@ -27,7 +27,6 @@ sys.path.insert(0, str(HERE.parent / "tests" / "virtual_gpu"))
 import rig  # noqa: E402
 
 from planner import cudnn, profiles  # noqa: E402
-from planner.auto import cache_folder  # noqa: E402
 from planner.cards import card  # noqa: E402
 from planner.cost import scratch  # noqa: E402
 from planner.device import Device  # noqa: E402
@@ -35,6 +34,7 @@ from planner.errors import PlannerError  # noqa: E402
 from planner.program import Attention, Conv, Variant  # noqa: E402
 from planner.programs import FromProfile, Programs  # noqa: E402
 from planner.request import Request  # noqa: E402
+from planner.study import cache_folder  # noqa: E402
 
 RESULTS = HERE / "results"
 CARDS = ("t4", "a100-sxm4-80gb", "rtx-3060-12gb", "rtx-3090", "rtx-4090", "h100-sxm", "b200", "rtx-5090")
