@@ -7,7 +7,7 @@ pipe("a lighthouse at dawn", height=2224, width=3840)
 plan.revert(pipe)
 """
 
-from planner.auto import auto_configure, plan
+from planner.auto import auto_configure, compare, frontier, largest, plan
 from planner.cards import card
 from planner.device import Device
 from planner.errors import (
@@ -22,6 +22,7 @@ from planner.errors import (
 from planner.plan import Infeasible, Plan
 from planner.probe import probe
 from planner.request import Budget, Fidelity, Request
+from planner.surveys import Frontier, Largest, Row
 from planner.techniques import DEFAULT as DEFAULT_TECHNIQUES
 
 __version__ = "0.1.0"
@@ -34,15 +35,21 @@ __all__ = [
     "Budget",
     "Device",
     "Fidelity",
+    "Frontier",
     "Infeasible",
+    "Largest",
     "Plan",
     "PlannerError",
     "Request",
+    "Row",
     "TraceFailed",
     "UnknownDevice",
     "UnknownModel",
     "auto_configure",
     "card",
+    "compare",
+    "frontier",
+    "largest",
     "plan",
     "probe",
 ]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner import apply, host, probe
 from planner.device import Device
+from planner.limits import Kind
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.programs import Tell, silent
-from planner.request import Request
-from planner.study import opened
+from planner.request import Budget, Request
+from planner.study import Study, opened
+from planner.surveys import Frontier, Largest, Row, comparison, frontier_of, largest_of
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 
@@ -59,6 +62,59 @@ def plan(
     study = opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:
         return study.plan(card, host=_host_ram(asked, device))
+    finally:
+        study.keep()
+
+
+def frontier(model: Any, *, device: Device | None = None, request: Request | None = None, **wanted: Any) -> Frontier:
+    """What each budget buys: the least budgets and the seconds of the combinations no other beats in both.
+
+    Arguments as of `plan`; the request's budget and the card's memory are no limits.  Raises BadRequest or TraceFailed.
+    """
+    card = device or card_for(model)
+    with _studied(model, request, wanted) as (study, tell):
+        return frontier_of(study, card, host=_host_ram(study.request, device), tell=tell)
+
+
+def largest(
+    model: Any, *, of: Kind = "size", device: Device | None = None, request: Request | None = None, **wanted: Any
+) -> Largest:
+    """The largest `size` of the request's shape, the largest `batch` of one call, or the most `frames` that fit.
+
+    Arguments as of `plan`.  Raises BadRequest, TraceFailed, or Infeasible where nothing fits.
+    """
+    card = device or card_for(model)
+    with _studied(model, request, wanted) as (study, tell):
+        return largest_of(study, of, card, host=_host_ram(study.request, device), tell=tell)
+
+
+def compare(
+    model: Any,
+    devices: Sequence[Device],
+    *,
+    budgets: Sequence[str | int] = ("auto",),
+    prices: Mapping[str, float] | None = None,
+    request: Request | None = None,
+    **wanted: Any,
+) -> tuple[Row, ...]:
+    """One model on each card under each budget.
+
+    `prices`: per hour, by `Device.name`.  Other arguments as of `plan`.  Raises BadRequest or TraceFailed.
+    """
+    hourly = prices or {}
+    cells = [(card, Budget.parse(text).resolve(card), hourly.get(card.name)) for card in devices for text in budgets]
+    with _studied(model, request, wanted) as (study, tell):
+        return comparison(study, cells, host=study.request.host_ram, tell=tell)
+
+
+@contextmanager
+def _studied(model: Any, request: Request | None, wanted: dict[str, Any]) -> Iterator[tuple[Study, Tell]]:
+    """A study that is kept in the end.  `wanted`: arguments of `opened`, the rest are fields of the request."""
+    how = {name: wanted.pop(name) for name in ("components", "techniques", "cache", "tell") if name in wanted}
+    asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
+    study = opened(model, asked, **how)
+    try:
+        yield study, how.get("tell", silent)
     finally:
         study.keep()
 

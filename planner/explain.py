@@ -33,7 +33,7 @@ def renderables(plan: Plan) -> tuple[RenderableType, ...]:
     return (
         Text(verdict(plan), style="bold"),
         Text(),
-        *_lines((_switched_on(plan), _baseline(plan))),
+        *_lines((switched_on(plan), _baseline(plan))),
         *_heading("To do the same by hand"),
         Text(snippet.code(plan), style="cyan", no_wrap=True, overflow="ignore"),
         *memory(plan),
@@ -47,7 +47,7 @@ def renderables(plan: Plan) -> tuple[RenderableType, ...]:
 def refusal(error: Infeasible) -> tuple[RenderableType, ...]:
     """What the leanest combination would need, for rich; the error's own sentence says the rest."""
     plan = error.leanest
-    lead = Text(f"The leanest combination.  {_switched_on(plan)}", style="bold")
+    lead = Text(f"The leanest combination.  {switched_on(plan)}", style="bold")
     return (lead, *memory(plan), Text(), *_lines([_budget(plan)]))
 
 
@@ -136,7 +136,8 @@ def _sums(plan: Plan) -> Table:
     return table
 
 
-def _switched_on(plan: Plan) -> str:
+def switched_on(plan: Plan) -> str:
+    """What the plan changes, in one sentence."""
     changes = [option for option in plan.options if not option.neutral]
     named = (
         snippet.spoken(option) + ("" if option.fidelity == Fidelity.EXACT else f" ({option.fidelity.name.lower()})")

@@ -83,14 +83,17 @@ class Growth:
         return self.request.width or 1
 
 
-def last_fitting(look: Callable[[int], Look], growth: Growth, capacity: int, known: dict[int, Look]) -> int:
+def last_fitting(
+    look: Callable[[int], Look], growth: Growth, capacity: int, known: dict[int, Look], start: int | None = None
+) -> int:
     """The last step that fits within `capacity` bytes, 0 where none does; what fits at a step fits below it too.
 
     Need grows about evenly with the pixels, images or frames, so each look is where the line through the two nearest
-    known ones meets the capacity.  `known` is what was seen before, and gains what is seen here.
+    known ones meets the capacity.  `known` is what was seen before, and gains what is seen here.  The first look is at
+    `start`, by default the request as it was asked.
     """
     low, high = 0, MOST[growth.kind] + 1
-    step = growth.now
+    step = start or growth.now
     while True:
         if step not in known:
             known[step] = look(step)

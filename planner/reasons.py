@@ -116,13 +116,14 @@ def looked(candidate: Candidate, pricer: Pricer, capacity: int) -> Look:
     return Look(fits=not pricer.rehearse(priced, capacity).failed, needs=needs)
 
 
-def smallest_capacity(priced: Priced, pricer: Pricer, least: int) -> int:
-    """The least bytes under which the allocator runs the candidate, to 1 MiB, from a lower bound on."""
-    step = 2**20
+def smallest_capacity(priced: Priced, pricer: Pricer, least: int, step: int = 2**20) -> int:
+    """The least bytes under which the allocator runs the candidate, to `step` bytes, from a lower bound on."""
     low, high = least, max(least, pricer.rehearse(priced, None).reserved)
+    reach = step  # what runs is often just above what is held, so steps away from there double
     while high - low > step:
-        middle = (low + high) // 2
+        middle = min(low + reach, (low + high) // 2)
         low, high = (low, middle) if not pricer.rehearse(priced, middle).failed else (middle, high)
+        reach *= 4
     return high
 
 

@@ -36,13 +36,14 @@ class Study:
     programs: Programs
     techniques: Sequence[Technique] = DEFAULT
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
+    _others: dict[Request, Study] = field(default_factory=dict, repr=False)
 
     def plan(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan:
         """The fastest combination within `budget` bytes, by default the request's, and `host` bytes of host memory.
 
         Raises BadRequest, TraceFailed or Infeasible.
         """
-        order = self._order(device, budget)
+        order = self.order(device, budget)
         try:
             return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
@@ -50,7 +51,7 @@ class Study:
 
     def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
         """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
-        order = self._order(device, budget)
+        order = self.order(device, budget)
         try:
             return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
@@ -72,16 +73,20 @@ class Study:
             self._pricers[device] = Pricer(self.programs, device, self.request, self.techniques)
         return self._pricers[device]
 
-    def of(self, **changes: Any) -> Study:
-        """The same model with other fields of the request, on the same ghost."""
-        request = replace(self.request, **changes)
-        return replace(self, request=request, programs=self.programs.resized(request), _pricers={})
+    def at(self, request: Request) -> Study:
+        """The same model with another request, on the same ghost; one for each."""
+        if request not in self._others:
+            self._others[request] = replace(
+                self, request=request, programs=self.programs.resized(request), _pricers={}, _others={}
+            )
+        return self._others[request]
 
     def keep(self) -> None:
         """Write what was recorded to disk."""
         self.programs.keep()
 
-    def _order(self, device: Device, budget: int | None) -> reasons.Order:
+    def order(self, device: Device, budget: int | None = None) -> reasons.Order:
+        """What is asked of a card, by default within the request's budget."""
         amount = self.request.budget.resolve(device) if budget is None else budget
         return reasons.Order(model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount)
 

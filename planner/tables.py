@@ -1,22 +1,24 @@
-"""Tables: cards and shipped pipelines, for a terminal of any width and as JSON."""
+"""Tables: cards, shipped pipelines and surveys, for a terminal of any width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner import profiles
+from planner import explain, profiles, snippet
 from planner.cards import catalogue
 from planner.device import Device
 from planner.explain import rate
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
-from planner.units import format_bytes
+from planner.surveys import Frontier, Largest, Row
+from planner.units import format_bytes, format_seconds
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 WIDE, NARROW = 100, 80
@@ -110,3 +112,75 @@ def _table(*columns: tuple[str, str], fold: str = "") -> Table:
     for name, side in columns:
         table.add_column(name, justify="right" if side else "left", no_wrap=name != fold, overflow="fold")
     return table
+
+
+def comparison(rows: Sequence[Row], width: int) -> Iterator[RenderableType]:
+    """Cards against what fits on them."""
+    if not rows:
+        return
+    priced = any(row.price is not None for row in rows)
+    columns = [("card", ""), ("budget", "r"), ("needs", "r"), ("time", "r"), *([("each", "r")] if priced else [])]
+    table = _table(*columns, ("with", ""), fold="with")
+    for row in rows:
+        name = row.device.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+        lead = (name if width >= WIDE else short(name, 22), format_bytes(row.budget))
+        table.add_row(*lead, *_outcome(row, priced), style="" if row.plan else "dim")
+    subject = next((f"{row.plan.model} {explain.size(row.plan.request)}" for row in rows if row.plan), "")
+    if subject:
+        yield Text(f"{subject.strip()}, card by card.", style="bold")
+        yield Text()
+    yield table
+
+
+def _outcome(row: Row, priced: bool) -> Iterator[RenderableType]:
+    price = [f"{row.price:.3g}" if row.price is not None else ""] if priced else []
+    if row.plan:
+        words = ", ".join(snippet.spoken(option) for option in row.plan.options if not option.neutral)
+        yield from (format_bytes(row.plan.promise.needed), format_seconds(row.plan.promise.seconds), *price)
+        yield Text(words or "nothing")
+    elif row.shortage:
+        missing = row.shortage
+        yield from (format_bytes(missing.smallest_budget), "–", *price)
+        yield Text(f"does not fit: {format_bytes(missing.over)} over in {missing.phase}")
+
+
+def short(name: str, most: int) -> str:
+    """A name cut to `most` columns."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def frontier(found: Frontier, width: int) -> Iterator[RenderableType]:
+    """Budgets against time, with a bar for the time."""
+    yield Text(f"{found.model} {explain.size(found.request)} at the speed of {found.device.name}.", style="bold")
+    yield Text()
+    table = _table(("budget", "r"), ("time", "r"), ("", ""), ("with", ""), fold="with")
+    slowest = max(point.seconds for point in found.points) if found.points else 1
+    for point in found.points:
+        words = ", ".join(snippet.spoken(option) for option in point.options if not option.neutral)
+        bar = "█" * max(round(point.seconds / slowest * (20 if width >= WIDE else 10)), 1)
+        fits = point.budget <= found.device.total
+        row = (format_bytes(point.budget), format_seconds(point.seconds), Text(bar, style="cyan"))
+        table.add_row(*row, Text(words or "nothing"), style="" if fits else "dim")
+    yield table
+    yield Text()
+    yield Text(
+        f"With nothing switched on: {format_bytes(found.bare.budget)}, {format_seconds(found.bare.seconds)}.  The card "
+        f"has {format_bytes(found.device.total)}."
+    )
+
+
+def largest(found: Largest) -> Iterator[RenderableType]:
+    """The most that fits, what stops the next step, and the plan in short."""
+    plan = found.plan
+    what = {"size": "image", "batch": "batch", "frames": "video"}[found.kind]
+    lead = f"The largest {what} of {plan.model} within {format_bytes(plan.budget)} on {plan.device.name} is"
+    yield Text(f"{lead} {explain.size(plan.request).removeprefix('at ')}.", style="bold")
+    if found.next and found.shortage:
+        beyond = explain.size(found.next).removeprefix("at ")
+        missing = found.shortage
+        yield Text(f"{beyond} would be {format_bytes(missing.over)} over in {missing.phase}.")
+    else:
+        yield Text("The search ended there; no limit was met.")
+    yield Text()
+    yield Text(explain.switched_on(plan))
+    yield from explain.memory(plan)

@@ -19,7 +19,7 @@ ROOMS = (
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "rehearsal"),
-    *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "apply", "snapshot"),
+    *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
     *("folding", "snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""

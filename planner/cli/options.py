@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from planner.device import Device
 from planner.errors import BadRequest
@@ -25,14 +26,32 @@ def _picture(field: str) -> Callable[[Command], Command]:
     return click.option(option, field, is_flag=False, flag_value="auto", metavar="[SIZE]", help=words)
 
 
+def _models(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:  # noqa: ARG001
+    from planner import profiles
+
+    names = [CompletionItem(name) for name in profiles.names() if name.startswith(begun)]
+    return [*names, CompletionItem(begun, type="dir")]
+
+
+def _cards(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:  # noqa: ARG001
+    from planner.cards import catalogue
+
+    return [CompletionItem(known.slug, help=known.name) for known in catalogue() if known.slug.startswith(begun)]
+
+
 CARD: tuple[Callable[[Command], Command], ...] = (
-    click.option("--gpu", metavar="NAME", help="Plan for this card, such as rtx-3070; `profiles --gpus` lists them."),
+    click.option(
+        "--gpu",
+        metavar="NAME",
+        shell_complete=_cards,
+        help="Plan for this card, such as rtx-3070; `profiles --gpus` lists them.",
+    ),
     click.option("--vram", metavar="SIZE", help="Plan for a card of this much memory, such as 8GiB."),
 )
+BUDGET = click.option(
+    "--budget", metavar="SIZE", default="auto", help="8GB, 8GiB, 80%, auto-1GB or auto: all that is free."
+)
 CALL: tuple[Callable[[Command], Command], ...] = (
-    click.option(
-        "--budget", metavar="SIZE", default="auto", help="8GB, 8GiB, 80%, auto-1GB or auto: all that is free."
-    ),
     click.option("--height", type=int, help="Pixels."),
     click.option("--width", type=int, help="Pixels."),
     click.option("--batch", "images", type=int, default=1, metavar="N", help="Images or videos for each prompt."),
@@ -66,29 +85,43 @@ class Asked:
     """None: the first card of this machine."""
     components: tuple[str, ...]
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `planner.plan` and its siblings."""
+        return {"device": self.device, "request": self.request, "components": self.components}
+
 
 def as_json(what: str) -> Callable[[Command], Command]:
     """The option --json."""
     return click.option("--json", "as_json", is_flag=True, help=f"Print {what} as JSON.")
 
 
-def asks(command: Command) -> Command:
-    """A model to plan, a call of it and a card; the command gets them as `asked`."""
+def asking(*leading: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A model to plan and a call of it; the command gets them as `asked`, and what else it was given by name."""
+    options: tuple[Callable[[Command], Command], ...] = (*leading, *CALL, WITH)
 
-    @functools.wraps(command)
-    def parsed(*, model: str, gpu: str | None, vram: str | None, including: tuple[str, ...], **given: Any) -> None:
-        wanted = {name: given.pop(name) for name in FIELDS & given.keys()}
-        asked = Asked(model=model, request=_request(**wanted), device=_device(gpu, vram), components=including)
-        command(asked=asked, **given)
+    def decorated(command: Command) -> Command:
+        @functools.wraps(command)
+        def parsed(*, model: str, including: tuple[str, ...], **given: Any) -> None:
+            device = _device(given.pop("gpu", None), given.pop("vram", None))
+            request = _request(**{name: given.pop(name) for name in FIELDS & given.keys()})
+            command(asked=Asked(model=model, request=request, device=device, components=including), **given)
 
-    asking: Command = parsed
-    options: tuple[Callable[[Command], Command], ...] = (*CARD, *CALL, WITH)
-    for option in reversed(options):
-        asking = option(asking)
-    return click.argument("model")(asking)
+        asking: Command = parsed
+        for option in reversed(options):
+            asking = option(asking)
+        return click.argument("model", shell_complete=_models)(asking)
+
+    return decorated
 
 
-def _request(*, budget: str, fidelity: str, host_ram: str | None, arguments: tuple[str, ...], **plain: Any) -> Request:
+asks = asking(*CARD, BUDGET)
+"""A model, a call of it, one card and one budget."""
+
+
+def _request(
+    *, budget: str = "auto", fidelity: str, host_ram: str | None, arguments: tuple[str, ...], **plain: Any
+) -> Request:
     return Request(
         budget=Budget.parse(budget),
         fidelity=Fidelity.parse(fidelity),

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +23,30 @@ LIBRARIES = ("diffusers", "transformers")
 
 
 @contextmanager
-def working(words: str) -> Iterator[None]:
-    """A line that moves on stderr while something takes its time; nothing where nobody watches.
+def working(words: str) -> Iterator[Callable[[str], None]]:
+    """A line that moves on stderr while something takes its time, and who can say what; nothing where nobody watches.
 
     What libraries say meanwhile about the ghosts they work on stays off the terminal, unless it was asked for.
     """
+    with quiet():
+        if not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        with console(stderr=True).status(words) as status:
+            yield lambda now: status.update(f"{words} {now}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings and log lines of the libraries underneath."""
     for library in LIBRARIES:
         os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("xformers").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        if not sys.stderr.isatty():
-            yield
-            return
-        with console(stderr=True).status(words):
-            yield
+        yield
 
 
 def console(*, stderr: bool = False) -> Console:

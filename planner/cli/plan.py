@@ -19,8 +19,8 @@ def command(*, asked: Asked, as_json: bool) -> None:
     """
     from planner import auto
 
-    with output.working(f"Planning {asked.model} …"):
-        plan = auto.plan(asked.model, device=asked.device, request=asked.request, components=asked.components)
+    with output.working(f"Planning {asked.model} …") as tell:
+        plan = auto.plan(asked.model, **asked.how, tell=tell)
     if as_json:
         output.show_json(plan.to_json())
         return

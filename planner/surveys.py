@@ -1,0 +1,201 @@
+"""Surveys: many plans of one study – over budgets, over cards, over sizes – as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from planner.choose import NothingFits
+from planner.device import Device
+from planner.limits import MOST, Growth, Kind, Look, last_fitting
+from planner.plan import Plan
+from planner.pricing import Candidate
+from planner.programs import Tell, silent
+from planner.reasons import Shortage, looked, shortage, smallest_capacity
+from planner.request import Request
+from planner.study import Study
+from planner.techniques.base import Option
+from planner.units import format_bytes
+
+ROOMY = 2**50
+"""Bytes no card has; what is chosen within them is chosen for its time alone."""
+STEP = 0.02
+"""Budgets nearer to each other than this are one point of a frontier: fragments move peaks by as much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """The least budget at which a combination runs, and how long it takes then."""
+
+    budget: int
+    """Bytes, CUDA's context included."""
+    seconds: float
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """Time against budget: no combination is faster within less.  Points by budget, the least first."""
+
+    model: str
+    request: Request
+    device: Device
+    points: tuple[Point, ...]
+    bare: Point
+    """With nothing switched on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        return {**asdict(self), "request": self.request.to_json()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One card under one budget: a plan, or what is missing for one."""
+
+    device: Device
+    budget: int
+    plan: Plan | None
+    shortage: Shortage | None
+    price: float | None
+    """Of one image or video, in the currency of the price per hour; None where no price or no plan is known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        return {**asdict(self), "plan": self.plan.to_json() if self.plan else None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Largest:
+    """The most that fits: the plan of the last step, and what the next one lacks."""
+
+    kind: Kind
+    plan: Plan
+    next: Request | None
+    """The first request that does not fit; None where the search ended before there was one."""
+    shortage: Shortage | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`."""
+        return {
+            "kind": self.kind,
+            "plan": self.plan.to_json(),
+            "next": self.next.to_json() if self.next else None,
+            "shortage": asdict(self.shortage) if self.shortage else None,
+        }
+
+
+def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Frontier:
+    """What each budget buys on a card's speed, from the least that runs to where more memory saves no time.
+
+    The card's own memory is no limit here.  Raises BadRequest or TraceFailed.
+    """
+    pricer, points = study.pricer(device), list[Point]()
+    budget = ROOMY
+    while True:
+        try:
+            found = study.choice(device, budget, host)
+        except NothingFits:
+            break
+        at_least = max(phase.peak.total for phase in found.winner.phases)
+        held = min(at_least, found.rehearsal.reserved)
+        capacity = smallest_capacity(found.winner, pricer, held, int(held * STEP / 4))
+        least = capacity + device.context
+        points.append(Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate))
+        tell(f"{len(points)} combinations, down to {format_bytes(least)}")
+        budget = int(min(least, budget) * (1 - STEP))
+        if budget <= device.context:
+            break
+    plain = pricer.baseline()
+    needs = pricer.rehearse(plain, None).allocated + device.context
+    return Frontier(
+        model=study.model, request=study.request, device=device, points=tuple(_undominated(points)),
+        bare=Point(budget=needs, seconds=plain.seconds, options=plain.candidate),
+    )  # fmt: skip
+
+
+def _undominated(points: Iterable[Point]) -> list[Point]:
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.budget, point.seconds)):
+        if not kept or point.seconds < kept[-1].seconds:
+            kept.append(point)
+    return kept
+
+
+def comparison(
+    study: Study,
+    cells: Sequence[tuple[Device, int, float | None]],
+    *,
+    host: int | None = None,
+    tell: Tell = silent,
+) -> tuple[Row, ...]:
+    """One row for each card, budget in bytes, and price per hour.  Raises BadRequest or TraceFailed."""
+    rows = []
+    for place, (device, budget, hourly) in enumerate(cells, start=1):
+        tell(f"{place} of {len(cells)}: {device.name}")
+        found = study.attempt(device, budget=budget, host=host)
+        plan, missing = (found, None) if isinstance(found, Plan) else (None, found)
+        price = None if plan is None or hourly is None else _each(plan, hourly)
+        rows.append(Row(device=device, budget=budget, plan=plan, shortage=missing, price=price))
+    return tuple(rows)
+
+
+def _each(plan: Plan, hourly: float) -> float:
+    return hourly * plan.promise.seconds / 3600 / (plan.request.images * plan.request.prompts)
+
+
+def largest_of(study: Study, kind: Kind, device: Device, *, host: int | None = None, tell: Tell = silent) -> Largest:
+    """The largest size of the request's shape, the largest batch in one call, or the most frames within the budget.
+
+    The leanest combination leads the search; the step it ends at is planned, and the next is shown not to fit by the
+    whole choice.  Raises BadRequest, TraceFailed, or Infeasible where not even the first step fits.
+    """
+    if kind == "batch":
+        study = replace(study, techniques=tuple(t for t in study.techniques if t.name != "split"), _pricers={})
+    growth = Growth(kind=kind, request=study.request)
+    capacity = study.request.budget.resolve(device) - device.context
+    start, known = growth.now, dict[int, Look]()
+    while True:
+        lean = _leanest(study.at(growth.at(start)), device)
+
+        def look(step: int, lean: Candidate = lean) -> Look:
+            tell(f"looking at {_said(growth, step)}")
+            return looked(lean, study.at(growth.at(step)).pricer(device), capacity)
+
+        best = last_fitting(look, growth, capacity, known, start)
+        beyond = study.at(growth.at(best + 1))
+        if best == MOST[kind]:
+            return Largest(kind=kind, plan=study.at(growth.at(best)).plan(device, host=host), next=None, shortage=None)
+        tell(f"proving that {_said(growth, best + 1)} is too much")
+        missing = _missing(beyond, device, capacity + device.context, host)
+        if missing is None:
+            start, known = best + 1, {best + 1: Look(fits=True, needs=capacity)}
+            continue
+        tell(f"planning {_said(growth, max(best, 1))}")
+        plan = study.at(growth.at(max(best, 1))).plan(device, host=host)
+        return Largest(kind=kind, plan=plan, next=beyond.request, shortage=missing)
+
+
+def _leanest(study: Study, device: Device) -> Candidate:
+    """What needs least, whatever its time."""
+    try:
+        return study.choice(device, device.context + 1).winner.candidate
+    except NothingFits as nothing:
+        return nothing.leanest.candidate
+
+
+def _missing(study: Study, device: Device, budget: int, host: int | None) -> Shortage | None:
+    """What a request lacks; None where it fits."""
+    try:
+        study.choice(device, budget, host)
+    except NothingFits as nothing:
+        return shortage(nothing, study.pricer(device), study.order(device, budget))
+    return None
+
+
+def _said(growth: Growth, step: int) -> str:
+    request = growth.at(step)
+    if growth.kind == "size":
+        return f"{request.width}×{request.height}"
+    return f"{request.images} images" if growth.kind == "batch" else f"{request.frames} frames"
