@@ -18,7 +18,7 @@ ROOMS = (
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),
-    *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "rehearsal"),
+    *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "rehearsal", "census"),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
     *("folding", "snippet", "explain", "tables", "auto", "cli", "__main__"),
 )
