@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from planner import workspace
-from planner.cost import BEFORE, Cost, Meter, Peak, Walk, rounded
+from planner.cost import BEFORE, Cost, Meter, Walk, rounded
 from planner.program import (
     Alloc,
     Call,
@@ -17,12 +17,14 @@ from planner.program import (
     Enter,
     Event,
     Exit,
+    Fetch,
     Free,
     Kernel,
     Load,
     Plain,
     Program,
     Run,
+    calls,
 )
 
 Kind = Literal["weights", "activations", "workspace"]
@@ -75,16 +77,15 @@ def census(program: Program, cost: Cost) -> tuple[Count, ...]:
 
 def _peaks(program: Program, cost: Cost) -> dict[str, int]:
     """Place in the course of each phase's peak, as `Cost.phases` finds it."""
-    walk, now = Walk.begin(cost, program), BEFORE
+    walk = Walk.begin(cost, program)
     most: dict[str, int] = {}
     places: dict[str, int] = {}
-    for place, event in enumerate(program.recordings[program.course].events):
-        if isinstance(event, (Call, Enter)) and event.module and event.module != now:
-            now = event.module
-            walk.turn(now, "none", 1)
+    for place, (event, called) in enumerate(calls(program.recordings[program.course].events)):
+        if called and called != walk.now:
+            walk.turn(called, "none", 1)
         walk.take(event)
-        if now not in most or walk.meter.most > most[now]:
-            most[now], places[now] = walk.meter.most, place
+        if walk.now not in most or walk.meter.most > most[walk.now]:
+            most[walk.now], places[walk.now] = walk.meter.most, place
     return places
 
 
@@ -114,7 +115,7 @@ class _Crowd:
                     alive[buffer] = Origin(inner, self._maker(events, place), rounded(size))
                 case Free(buffer):
                     del alive[buffer]
-                case Load(key, sizes):
+                case Load(key, sizes) | Fetch(key, sizes):
                     loaded.setdefault(key, []).append(sum(map(rounded, sizes)))
                 case Drop(key):
                     loaded[key].pop()
@@ -126,7 +127,7 @@ class _Crowd:
                     alive |= {made[buffer]: origin for buffer, origin in origins.items()}
         self.buffers += alive.values()
         for key, held in loaded.items():
-            component, block = (key, "") if key else _split(inner)
+            component, block = _split((key,) if key else inner)
             self.weights[component, block] += sum(held)
         self._into(events[last], inner)
 
@@ -242,28 +243,31 @@ class Stretch:
 
 def timeline(program: Program, cost: Cost, moments: int = 120) -> tuple[Stretch, ...]:
     """Memory over the time of one call, at most about `moments` moments a phase; peaks are never averaged away."""
-    seconds = {phase.name: phase.seconds / program.variant.splits for phase in cost.phases(program)}
     stretches: dict[str, list[Moment]] = {}
     meter, now = Meter(cost, program), BEFORE
     meter.activations = workspace.cublas(cost.device.compute_capability)
-    for event in program.recordings[program.course].events:
-        if isinstance(event, (Call, Enter)) and event.module:
-            now = event.module
-        fine = seconds.get(now, 0.0) / moments
-        passed = list(_passed(event, meter, program, cost, fine))
+    seconds = {phase.name: phase.seconds / program.variant.splits for phase in cost.phases(program)}
+    for event, called in calls(program.recordings[program.course].events):
+        now = called or now
+        passed = list(_passed(event, meter, program, cost, seconds.get(now, 0.0) / moments))
         if now != BEFORE:
             stretches.setdefault(now, []).extend(passed)
     return tuple(
-        Stretch(phase=phase, moments=tuple(_merged(found, seconds.get(phase, 0.0) / moments)))
+        Stretch(phase=phase, moments=tuple(_merged(_fitted(found, seconds[phase]), seconds[phase] / moments)))
         for phase, found in stretches.items()
-        if found
     )
+
+
+def _fitted(moments: Sequence[Moment], seconds: float) -> list[Moment]:
+    """The same moments over `seconds` in all: what overlaps adds up to more when it is timed piece by piece."""
+    whole = sum(moment.seconds for moment in moments) or 1.0
+    return [moment._replace(seconds=moment.seconds * seconds / whole) for moment in moments]
 
 
 def _passed(event: Event, meter: Meter, program: Program, cost: Cost, fine: float) -> Iterator[Moment]:
     """The moments of one event on top of what `meter` holds, which takes the event; long calls are gone into."""
     weights, activations = meter.weights, meter.activations
-    if isinstance(event, Call) and cost.body(program, event.recording, "none").seconds > fine:
+    if isinstance(event, Call) and cost.body(program, event.recording, "none").span.seconds > fine:
         inside = Meter(cost, program)
         for inner in program.body(event.recording):
             for moment in _passed(inner, inside, program, cost, fine):
@@ -272,8 +276,7 @@ def _passed(event: Event, meter: Meter, program: Program, cost: Cost, fine: floa
         return
     meter.start()
     meter.take(event)
-    peak: Peak = meter.peak
-    yield Moment(meter.seconds, peak.weights, peak.activations, peak.scratch)
+    yield Moment(meter.clock.span.seconds, meter.peak.weights, meter.peak.activations, meter.peak.scratch)
 
 
 def _merged(moments: Sequence[Moment], fine: float) -> Iterator[Moment]:

@@ -31,6 +31,8 @@ class Order:
     request: Request
     device: Device
     budget: int
+    host: int | None = None
+    """Bytes of host memory; None: no limit."""
 
     @property
     def capacity(self) -> int:
@@ -73,8 +75,8 @@ class Shortage:
 def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
     """What is missing, and the smallest budget that would do."""
     evidence = nothing.evidence
-    if evidence.over <= 0 and evidence.host:
-        return Shortage(phase="host memory", over=evidence.host, smallest_budget=order.budget)
+    if evidence.over <= 0 and order.host is not None and evidence.host > order.host:
+        return Shortage(phase="host memory", over=evidence.host - order.host, smallest_budget=order.budget)
     enough = smallest_capacity(nothing.leanest, pricer, evidence.capacity)
     over = max(evidence.over, enough - order.capacity, 0)
     return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)

@@ -43,7 +43,7 @@ class Study:
 
         Raises BadRequest, TraceFailed or Infeasible.
         """
-        order = self.order(device, budget)
+        order = self.order(device, budget, host)
         try:
             return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
@@ -51,7 +51,7 @@ class Study:
 
     def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
         """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
-        order = self.order(device, budget)
+        order = self.order(device, budget, host)
         try:
             return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
         except NothingFits as nothing:
@@ -85,10 +85,12 @@ class Study:
         """Write what was recorded to disk."""
         self.programs.keep()
 
-    def order(self, device: Device, budget: int | None = None) -> reasons.Order:
+    def order(self, device: Device, budget: int | None = None, host: int | None = None) -> reasons.Order:
         """What is asked of a card, by default within the request's budget."""
         amount = self.request.budget.resolve(device) if budget is None else budget
-        return reasons.Order(model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount)
+        return reasons.Order(
+            model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount, host=host
+        )
 
 
 def opened(

@@ -198,7 +198,7 @@ def _missing(study: Study, device: Device, budget: int, host: int | None) -> Sho
     try:
         study.choice(device, budget, host)
     except NothingFits as nothing:
-        return shortage(nothing, study.pricer(device), study.order(device, budget))
+        return shortage(nothing, study.pricer(device), study.order(device, budget, host))
     return None
 
 
