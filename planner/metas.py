@@ -67,7 +67,7 @@ def result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mode: FakeT
     return type(out)(ghost(o, mode) for o in out) if isinstance(out, (tuple, list)) else ghost(out, mode)
 
 
-def _spec(value: Any) -> Hashable:
+def _spec(value: Any) -> Any:
     """What of an operand decides the shape, layout and dtype of a result; a number's value does not."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.stride(), value.dtype
