@@ -69,7 +69,10 @@ def drawn(seed: int, draws: int, cache: Path) -> list[Conv | Attention]:
 def _request(profile: profiles.PipelineProfile, dice: random.Random) -> Request:
     usual = profile.defaults
     scale = dice.choice(SCALES)
-    height, width = (round(edge * scale * dice.choice((1, 1, 1.5)) / 64) * 64 for edge in (usual.height, usual.width))
+    height, width = (
+        round(edge * scale * dice.choice((1, 1, 1.5)) / 64) * 64 if edge else None
+        for edge in (usual.height, usual.width)
+    )
     frames = {"frames": dice.choice((17, 33, usual.frames))} if usual.frames else {}
     images = 1 if frames else dice.choice((1, 1, 2, 4, 8))
     return Request(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from math import prod
+from types import FrameType
 from typing import Any, Literal
 
 import numpy
@@ -40,7 +42,6 @@ FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_f
 SILENT = {torch.ops.prim.device.default, aten.sym_size.int, aten.is_pinned.default, aten.detach.default}
 NO_KERNEL = {aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default}
 SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-CONTIGUOUS = {aten.native_group_norm.default, aten.native_layer_norm.default}
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -69,7 +70,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
             with self._mode:
                 out = func(*args, **{**kwargs, "generator": None} if "generator" in kwargs else kwargs)
         else:
-            if func in CONTIGUOUS and not args[0].is_contiguous():  # CUDA's kernels copy what lies otherwise
+            if func is aten.native_layer_norm.default and not args[0].is_contiguous():
                 args = (self._copied(args[0]), *args[1:])
             out = metas.result(func, args, kwargs, self._mode)
             if out is NotImplemented:
@@ -175,9 +176,20 @@ class Functions(TorchFunctionMode):
                 mask_size=0 if attn_mask is None else attn_mask.numel(),
                 mask_columns=0 if attn_mask is None else attn_mask.shape[-1],
                 mask_aligned=attn_mask is None or not any(n % 8 for n in attn_mask.stride()[:-1]), causal=is_causal,
+                switchable=_library(sys._getframe(1)) != "transformers",
             )
         )  # fmt: skip
         return out
+
+
+def _library(frame: FrameType | None) -> str:
+    """Whose code asks: diffusers can choose the backend of its own attention, not that of transformers' modules."""
+    while frame is not None:
+        library = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if library in ("diffusers", "transformers"):
+            return library
+        frame = frame.f_back
+    return ""
 
 
 def _mask(mask: torch.Tensor | None) -> Literal["none", "bool", "float"]:
@@ -195,7 +207,10 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         first, out = args[PRODUCTS[func]], outs[0]
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
-    return Plain(name=func._schema.name.removeprefix("aten::"), flops=sum(t.numel() for t in outs), traffic=traffic)
+    # CUDA's group norm copies what lies otherwise, when its output is there already; layer norm does so before.
+    copied = func is aten.native_group_norm.default and not args[0].is_contiguous()
+    name, flops = func._schema.name.removeprefix("aten::"), sum(t.numel() for t in outs)
+    return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
 
 
 def nbytes(tensor: torch.Tensor) -> int:

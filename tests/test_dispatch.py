@@ -1,0 +1,114 @@
+"""What CUDA's kernels hold beside their outputs, and what a convolution and an attention are said to be.
+
+Orders of requests are those of the allocator's own history on the virtual GPU (torch 2.14.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from planner.dispatch import Dispatch, Functions
+from planner.program import Alloc, Attention, Conv, Free, Kernel, Plain, Run
+from planner.recorder import Recorder
+
+K = TypeVar("K", Plain, Conv, Attention)
+MODE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def ghost(*shape: int, dtype: torch.dtype = torch.float16, last: bool = False) -> torch.Tensor:
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape)) if last else None
+    with MODE:
+        return torch.empty(shape, dtype=dtype, memory_format=layout or torch.contiguous_format)
+
+
+def recorded(call: Callable[[], Any]) -> tuple[list[Any], list[Kernel]]:
+    """Sizes requested and given back in order, kernels named; and the kernels."""
+    recorder = Recorder()
+    recorder.enter("", "Test")
+    with torch.no_grad(), Functions(recorder, MODE), Dispatch(recorder, MODE):
+        out = call()
+    events = recorder.drop()
+    del out
+    sizes = {event.buffer: event.size for event in events if isinstance(event, Alloc)}
+    told: list[Any] = []
+    for event in events:
+        match event:
+            case Alloc(_, size):
+                told.append(size)
+            case Free(buffer):
+                told.append(-sizes[buffer])
+            case Run(kernel):
+                told.append(getattr(recorder.kernels[kernel], "name", "kernel"))
+    return told, recorder.kernels
+
+
+def the(kind: type[K], call: Callable[[], Any]) -> K:
+    found = [kernel for kernel in recorded(call)[1] if isinstance(kernel, kind)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:
+    for last, copied in ((False, 0), (True, 2 * 320 * 64 * 64 * 2)):
+        x = ghost(2, 320, 64, 64, last=last)
+        norm = the(Plain, lambda x=x: functional.group_norm(x, 32))
+        assert norm.scratch == copied
+
+
+def test_layer_norm_copies_before() -> None:
+    x = ghost(2, 320, 64).transpose(1, 2)
+    told, _ = recorded(lambda: functional.layer_norm(x, (320,)))
+    size = 2 * 320 * 64 * 2
+    assert told[:4] == [size, "contiguous", size, 2 * 64 * 4]
+    assert -size in told[4:]
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "copied"),
+    [
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3), False),
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3, last=True), True),
+        (ghost(1, 64, 32, 32, last=True), ghost(64, 64, 3, 3), False),
+        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3), True),
+        (ghost(1, 64, 4, 34, 34)[:, :, 1:], ghost(64, 64, 3, 3, 3), True),
+    ],
+)
+def test_a_convolution_says_what_torch_copies_first(x: torch.Tensor, weight: torch.Tensor, copied: bool) -> None:
+    convolve = functional.conv2d if x.dim() == 4 else functional.conv3d
+    assert the(Conv, lambda: convolve(x, weight, padding=1)).copied is copied
+
+
+def test_a_convolution_says_how_it_goes() -> None:
+    conv = the(Conv, lambda: functional.conv2d(ghost(1, 8, 33, 33), ghost(16, 4, 3, 3), None, 2, 2, 2, 2))
+    assert (conv.stride, conv.padding, conv.dilation, conv.groups) == ((2, 2), (2, 2), (2, 2), 2)
+    assert not conv.transposed
+    grown = the(Conv, lambda: functional.conv_transpose1d(ghost(1, 8, 33), ghost(8, 16, 4), None, 2, 1))
+    assert grown.transposed
+    assert grown.output == (1, 16, 66)
+
+
+def attend(mask: torch.Tensor | None) -> Attention:
+    q = ghost(2, 8, 64, 40)
+    k = ghost(2, 8, 77, 40)
+    return the(Attention, lambda: functional.scaled_dot_product_attention(q, k, k, attn_mask=mask))
+
+
+def test_an_attention_says_whether_the_rows_of_its_mask_are_aligned() -> None:
+    assert attend(None).mask_aligned
+    uneven = attend(ghost(2, 1, 1, 77))
+    assert (uneven.mask_size, uneven.mask_columns, uneven.mask_aligned) == (154, 77, False)
+    assert attend(ghost(2, 1, 1, 80)[..., :77]).mask_aligned
+    assert attend(ghost(2, 1, 1, 77).expand(2, 8, 64, 77)).mask_size == 2 * 8 * 64 * 77
+
+
+@pytest.mark.parametrize(("library", "switchable"), [("diffusers.models.attention", True), ("transformers.x", False)])
+def test_diffusers_chooses_the_backend_of_its_own_attention_only(library: str, switchable: bool) -> None:
+    space: dict[str, Any] = {"__name__": library, "attend": attend}
+    exec("def call(): return attend(None)", space)
+    assert space["call"]().switchable is switchable
