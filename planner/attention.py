@@ -63,6 +63,9 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
     match backend:
         case "flash":
             return tuple(_flash(attention, device.multiprocessors))
+        case "unfused":  # diffusers' processors before torch 2: scores and their softmax, in the inputs' dtype
+            a = attention
+            return (a.batch * a.heads * a.queries * a.keys * ITEM_SIZE[a.dtype],) * 2
         case "sliced":
             return tuple(_sliced(attention))
         case "math":

@@ -20,8 +20,10 @@ PINNED = 12e9
 12.7 GB/s for FLUX.1-dev and 10 GB/s for LTX-Video 13B on an L40S (huggingface/diffusers benchmarks/, group offload)."""
 PINNED_LINK = (4, 16)
 """Generation and lanes of that link; a generation doubles the rate of a lane (PCI-SIG)."""
-PAGEABLE = 2e9
-"""Bytes/s from ordinary host memory: model offload moves FLUX.1's 33.7 GB in 15.1 s (huggingface/diffusers#11682)."""
+PAGEABLE = 5e9
+"""Bytes/s from ordinary host memory: the middle of what sequential offload reaches, 2.9 GB/s for SDXL on an A100
+(huggingface/blog simple_sdxl_optimizations) and 10.8 for FLUX.1-dev (huggingface/diffusers#11682).  Hosts differ more
+than links do: `vram-planner calibrate` measures this one."""
 SAME_SIZE = 1 / 8
 """Share of a card's nominal memory that its driver may report missing: ECC takes 1/16 on a T4, firmware some more."""
 

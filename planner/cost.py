@@ -237,7 +237,7 @@ class Meter:
                 size = self._loaded[key].pop()
                 self.weights -= size
                 if copied:
-                    self.clock.wait(self._pace.load(size, 0, whole=True))
+                    self.clock.wait(self._pace.unload(size))
             case Fetch(key, sizes):
                 self._load(key, sizes)
                 self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))

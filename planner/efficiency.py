@@ -12,34 +12,34 @@ from dataclasses import dataclass
 class Efficiency:
     """Shares of peaks, and seconds that do not depend on the card."""
 
-    product: float = 0.95
+    product: float = 0.98
     """Share of the tensor cores' peak that long matrix products reach where operands come for free."""
-    feeding: float = 8.99e-14
+    feeding: float = 6.33e-14
     """Added to its inverse for each FLOP/s of a multiprocessor: the quicker tensor cores are, the longer they wait for
     operands."""
-    before_ampere: float = 0.814
+    before_ampere: float = 0.856
     """Share left on Volta and Turing, which cannot copy to shared memory beside their arithmetic."""
     convolution: float = 0.9
     """Convolutions against products of the same size."""
-    single: float = 0.9
+    single: float = 0.97
     """Share of the fp32 peak outside tensor cores."""
-    efficient: float = 0.546
+    efficient: float = 0.436
     """The memory-efficient attention kernel against the flash one."""
-    softmax: float = 40.3
-    """fp32 operations of fused attention for each score that tensor cores cannot hide."""
+    softmax: float = 0.298
+    """Cycles of a multiprocessor for each score of fused attention, which tensor cores cannot hide."""
     unfused: float = 6
     """Times the scores pass through memory where attention is written as product, softmax, product."""
-    streaming: float = 0.92
+    streaming: float = 0.854
     """Share of the memory bandwidth that kernels reach."""
-    resident: float = 0.162
+    resident: float = 0.142
     """Share of the second-level cache that still holds what the kernel before wrote."""
     cached: float = 6
     """Bandwidth of that cache against the memory's."""
-    norms: float = 1.9
+    norms: float = 1.64
     """Times the traffic of a normalisation, which reads its input twice."""
-    tail: float = 1.51e-06
+    tail: float = 2.36e-06
     """Seconds of the card between two kernels, and until the first one's blocks are all under way."""
-    watt: float = 3.02e11
+    watt: float = 3.25e11
     """FLOP/s for each watt on Volta and Turing, in half precision."""
     server: float = 5e-05
     """Seconds of a server's core to launch an operation from Python."""

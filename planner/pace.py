@@ -15,9 +15,9 @@ from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
 from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
 
-SEQUENTIAL_GAIN = 2.0
-"""Copies of single leaves are quicker than of whole modules: 2.8–4.6 GB/s (SDXL on an A100, diffusers' figures) where
-model offload reaches 1.5; no fresh host memory is written."""
+RETURN = 0.5
+"""Share of that rate back to ordinary memory, whose pages must be made first: model offload takes FLUX.1's 33.7 GB
+there and back in 8 s (H100), 15.1 (huggingface/diffusers#11682) and 17 (RTX 4090), SDXL's 7 GB in 4.7 (A100)."""
 LEAF_SECONDS = 75e-6
 """Hook and copy set-up of one leaf under sequential offload (50–100 µs of accelerate's Python)."""
 GRAPH_SECONDS = {"none": 0.0, "jit": 5.0, "compile": 67.4, "regional": 9.6, "graphs": 67.4}
@@ -41,6 +41,8 @@ TILES = ((128, 128, 1.0), (64, 128, 0.9), (64, 64, 0.75))
 reads its operands more often (CUTLASS's tile shapes; operands read for each product are 1, 1.5 and 2 to the first)."""
 SPLIT = 0.25
 """Least share of the multiprocessors kept busy: small products are split along their depth."""
+NARROW = ((6, 0), (7, 0), (7, 5), (8, 0))
+"""Compute capabilities with 64 fp32 units in a multiprocessor, where others have 128 (CUDA C++ Programming Guide)."""
 HEADS = (32, 64, 96, 128, 192, 256)
 """Head sizes for which fused attention kernels exist; others are padded to the next."""
 
@@ -74,10 +76,11 @@ class Pace:
 
     def load(self, nbytes: int, leaves: int, *, whole: bool) -> float:
         """Seconds until weights have arrived from ordinary host memory, as a whole component or leaf by leaf."""
-        if whole:
-            return nbytes / self.device.pageable_rate
-        rate = min(self.device.pageable_rate * SEQUENTIAL_GAIN, self.device.pinned_rate)
-        return nbytes / rate + LEAF_SECONDS * leaves
+        return nbytes / self.device.pageable_rate + (0.0 if whole else LEAF_SECONDS * leaves)
+
+    def unload(self, nbytes: int) -> float:
+        """Seconds until weights are back in ordinary host memory."""
+        return nbytes / (self.device.pageable_rate * RETURN)
 
     def fetch(self, nbytes: int) -> float:
         """Seconds of one copy from pinned host memory."""
@@ -108,6 +111,11 @@ class Pace:
             rate, watts = rate * reached.before_ampere, reached.watt
         rate = min(rate, device.power * watts) if device.power and watts else rate
         return rate if half else rate / 2
+
+    def _cycles(self) -> float:
+        """Cycles a second of all multiprocessors together."""
+        lanes = 64 if self.device.compute_capability in NARROW else 128
+        return self.device.single_rate / (2 * lanes)
 
     def _moved(self, nbytes: float, weights: float = 0) -> float:
         """Seconds of traffic; part of it meets what the kernel before left in the cache, but not the weights."""
@@ -167,7 +175,7 @@ class Pace:
             backend = "flash" if attention.usable(a, "flash", capability) else "efficient"
         share = self.reached.efficient if backend == "efficient" else 1.0
         products = 2 * scores * (_padded(a.head_size) + _padded(a.value_size)) / (self._rate(a.dtype) * share)
-        busy = products + self.reached.softmax * scores / self.device.single_rate
+        busy = products + self.reached.softmax * scores / self._cycles()
         return max(busy, self._moved(inputs)) + self._moved(copies)
 
 

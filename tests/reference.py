@@ -106,7 +106,7 @@ class Reading:
             case Drop(key, copied):
                 size = sum(map(grains, self.weights[key].pop()))
                 if copied:
-                    self.host = self.card = self.now + pace.load(size, 0, whole=True)
+                    self.host = self.card = self.now + pace.unload(size)
             case Cast(component, sizes):
                 self.weights[component].pop()
                 self.weights[component].append(sizes)

@@ -64,7 +64,7 @@ def test_one_card_figure_by_figure():
     assert device.single_rate == pytest.approx(20.31e12)
     assert device.bandwidth == 448e9
     assert device.l2 == 4 * 2**20
-    assert (device.pinned_rate, device.pageable_rate) == (12e9, 2e9)
+    assert (device.pinned_rate, device.pageable_rate) == (12e9, 5e9)
 
 
 def test_the_rate_of_a_link_doubles_with_generation_and_lanes():
