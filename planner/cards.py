@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from planner.calibration import calibrated
 from planner.device import Device
 from planner.errors import UnknownDevice
 from planner.profiles import read_toml, shipped
@@ -53,13 +54,14 @@ def cards() -> tuple[str, ...]:
 def card(name: str) -> Device:
     """The card of that slug, name or NVML device name; case, spaces, dashes and brand words do not count.
 
-    Raises UnknownDevice where no card, or more than one, goes by that name.
+    What `vram-planner calibrate` measured on such a card of this machine takes the place of published figures.  Raises
+    UnknownDevice where no card, or more than one, goes by that name.
     """
     tiers = (({_plain(name)}, _own_names), ({_plain(name)}, _device_names), (_names(name), _short_names))
     found = ([known for known in catalogue() if not names_of(known).isdisjoint(wanted)] for wanted, names_of in tiers)
     named = next(filter(None, found), [])
     if len(named) == 1:
-        return named[0].device
+        return calibrated(named[0].device)
     if named:
         raise UnknownDevice(f"{name!r} may be any of {_listed(named)}: name one of them.")
     if any(_plain(name) == _plain(file.stem) for file in _files()):

@@ -40,6 +40,16 @@ class Device:
     """Whether such cards sit in servers, whose cores are many and slow."""
     issue: float = 0.0
     """Seconds of this host to launch one operation; 0 where not measured."""
+    return_rate: float = 0.0
+    """Bytes/s back to ordinary host memory; 0 where not measured."""
+    products: float = 1.0
+    """Speed of matrix products in half precision against what the time model expects of such a card."""
+    singles: float = 1.0
+    """The same in single precision."""
+    convolutions: float = 1.0
+    attentions: float = 1.0
+    traffic: float = 1.0
+    """The same of elementwise kernels."""
     context: int = CONTEXT
     uuid: str = ""
     driver: str = ""

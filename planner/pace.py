@@ -61,11 +61,12 @@ class Pace:
             case Plain():
                 return self._plain(kernel)
             case Matmul():
-                work = self._product(kernel)
+                measured = self.device.singles if kernel.dtype == "float32" else self.device.products
+                work = self._product(kernel) / measured
             case Conv():
-                work = self._conv(kernel)
+                work = self._conv(kernel) / self.device.convolutions
             case Attention():
-                work = self._attention(kernel)
+                work = self._attention(kernel) / self.device.attentions
         return work + self.reached.tail
 
     def issue(self, kernel: Kernel) -> float:
@@ -80,7 +81,7 @@ class Pace:
 
     def unload(self, nbytes: int) -> float:
         """Seconds until weights are back in ordinary host memory."""
-        return nbytes / (self.device.pageable_rate * RETURN)
+        return nbytes / (self.device.return_rate or self.device.pageable_rate * RETURN)
 
     def fetch(self, nbytes: int) -> float:
         """Seconds of one copy from pinned host memory."""
@@ -96,7 +97,7 @@ class Pace:
         if kernel.name in VIEWS:
             return 0.0
         passes = self.reached.norms if kernel.name in NORMS else 1.0
-        return (self._moved(kernel.traffic * passes) + self.reached.tail) * self._left()
+        return (self._moved(kernel.traffic * passes) / self.device.traffic + self.reached.tail) * self._left()
 
     def _rate(self, dtype: str, *, tensor_float: bool = False) -> float:
         """FLOP/s of long products."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+from planner.calibration import calibrated
 from planner.cards import card, nearest, pinned_rate
 from planner.device import Device
 from planner.errors import BadRequest, UnknownDevice
@@ -181,7 +182,7 @@ def _device(nvml: ModuleType, unit: _Unit) -> Device:
         mig=unit.mig,
         source=f"NVML; rates of {known.source}" + ("" if exact else ", the nearest known card"),
     )
-    return _sliced(nvml, unit, device, whole) if unit.mig else device
+    return _sliced(nvml, unit, device, whole) if unit.mig else calibrated(device)
 
 
 def _whole(nvml: ModuleType, unit: _Unit) -> int:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner import explain, profiles, snippet
+from planner.calibration import Calibration
 from planner.cards import catalogue
 from planner.device import Device
 from planner.explain import rate
@@ -37,6 +38,21 @@ def devices_table(devices: Iterable[Device]) -> Table:
             format_bytes(device.free),
             _capability(device),
         )
+    return table
+
+
+def calibration_table(made: Calibration) -> Table:
+    """What was measured of a card."""
+    table = _table(("measured", ""), ("", "r"))
+    for name in ("pinned", "pageable", "return"):
+        if measured := getattr(made, f"{name}_rate"):
+            table.add_row({"return": "back to pageable memory"}.get(name, f"from {name} memory"), rate(measured))
+    for name in ("products", "singles", "convolutions", "attentions", "traffic"):
+        what = {"singles": "fp32 products", "traffic": "elementwise kernels"}.get(name, name)
+        table.add_row(what, f"{getattr(made, name):.2f} of expected")
+    table.add_row("host, per operation", f"{made.issue * 1e6:.1f} µs")
+    if made.context:
+        table.add_row("CUDA context", format_bytes(made.context))
     return table
 
 

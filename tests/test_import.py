@@ -14,7 +14,7 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks", "cards", "probe"),
+    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks", "calibration", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),
@@ -30,6 +30,7 @@ ROOMS = (
         "cost",
         "rehearsal",
         "census",
+        "calibrate",
     ),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
     *("folding", "snippet", "explain", "tables", "auto", "cli", "__main__"),

@@ -1,0 +1,93 @@
+"""Calibration: what was measured on a card of this machine, and the file that keeps it.  Measuring is `calibrate`'s."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from planner.device import Device
+from planner.errors import BadRequest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Measured figures of one card in one machine; 0 where something was not measured."""
+
+    device_name: str
+    """As NVML reports it."""
+    made: str
+    """Day, and the versions it was made with."""
+    pinned_rate: float = 0.0
+    """Bytes/s to the card from pinned host memory."""
+    pageable_rate: float = 0.0
+    """The same from ordinary host memory."""
+    return_rate: float = 0.0
+    """Bytes/s from the card into new ordinary host memory."""
+    issue: float = 0.0
+    """Seconds of the host to launch one operation."""
+    products: float = 0.0
+    """Measured speed of matrix products in half precision ÷ the one the time model expects of this card."""
+    convolutions: float = 0.0
+    """The same of convolutions."""
+    attentions: float = 0.0
+    """The same of fused attention."""
+    traffic: float = 0.0
+    """The same of elementwise kernels."""
+    singles: float = 0.0
+    """The same of matrix products in single precision."""
+    context: int = 0
+    """Bytes the process holds outside torch's allocator."""
+
+    def applied(self, device: Device) -> Device:
+        """The card with what was measured in place of what was assumed."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device_name", "made")}
+        figures = {name: value for name, value in known.items() if value}
+        return replace(device, **figures, source=f"{device.source}, calibrated {self.made}")
+
+
+def folder() -> Path:
+    """Where this user's calibrations are kept."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("vram-planner")) / "gpus"
+
+
+def write(made: Calibration, place: Path | None = None) -> Path:
+    """Keep a calibration; one of the same card is replaced.  Returns its file."""
+    file = (place or folder()) / f"{_slug(made.device_name)}.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["# Measured by `vram-planner calibrate`; delete this file to plan with published figures again."]
+    for name, value in asdict(made).items():
+        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value:.6g}")
+    file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+def read(device_name: str, place: Path | None = None) -> Calibration | None:
+    """What was measured on a card of that name; None where nothing was.  Raises BadRequest for a broken file."""
+    file = (place or folder()) / f"{_slug(device_name)}.toml"
+    if not file.is_file():
+        return None
+    try:
+        facts = tomllib.loads(file.read_text("utf-8"))
+        facts["context"] = int(facts["context"])
+        return Calibration(**facts)
+    except (tomllib.TOMLDecodeError, TypeError, KeyError, ValueError) as error:
+        raise BadRequest(f"{file} is no calibration ({error}); delete it, or run `vram-planner calibrate`.") from error
+
+
+def calibrated(device: Device) -> Device:
+    """The card as it was measured on this machine, or as it was."""
+    made = read(device.name)
+    return made.applied(device) if made else device
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold()).strip("-")

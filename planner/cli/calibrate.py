@@ -1,0 +1,35 @@
+"""`vram-planner calibrate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from planner.cli import output
+from planner.cli.options import as_json
+
+
+@click.command("calibrate")
+@click.option("--card", "place", type=int, default=0, metavar="N", help="Which card of this machine, as CUDA counts.")
+@as_json("the figures")
+def command(*, place: int, as_json: bool) -> None:
+    """Measure a card of this machine, so that plans are timed by it.
+
+    Takes under two minutes and some 2 GB of the card, which should have nothing else to do.  The figures are kept
+    for cards of that name in your configuration folder; deleting the file takes them back.
+    """
+    from planner import calibration
+    from planner.calibrate import Bench, calibrate
+    from planner.probe import probe_one
+
+    device = probe_one(place)
+    with output.working(f"Measuring {device.name} …"):
+        made = calibrate(device, Bench(place=f"cuda:{place}"), free=device.free)
+    file = calibration.write(made)
+    if as_json:
+        output.show_json({**asdict(made), "file": str(file)})
+        return
+    from planner import tables
+
+    output.show([tables.calibration_table(made), f"Kept in {file}."])
