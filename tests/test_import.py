@@ -14,7 +14,20 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks", "calibration", "cards", "probe"),
+    *(
+        "errors",
+        "units",
+        "sizes",
+        "device",
+        "request",
+        "host",
+        "hub",
+        "profiles",
+        "tasks",
+        "calibration",
+        "cards",
+        "probe",
+    ),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
     *("techniques", "settings", "programs"),
