@@ -86,6 +86,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("sd15", *ON_CARD, "--arg", "eta=NaN"), "plan with finite numbers"),
         (("sd15", *ON_CARD, "--arg", "num_inference_steps=20"), "write --steps 20"),
         (("sd15", *ON_CARD, "--arg", "eta=0", "--arg", "eta=1"), "given twice"),
+        (("sd15", *ON_CARD, "--arg", "mask_image=1"), "write --mask"),
+        (("sd15", *ON_CARD, "--image", "bananas"), "image 'bananas' is not the size of a picture; write 1024x768"),
+        (("sd15", *ON_CARD, "--image", "0x5"), "a side has 1 to 65536 pixels"),
+        (("sd15", *ON_CARD, "--strength", "2"), "strength is 2.0"),
+        (("sd21", *ON_CARD, "--control"), "sd21 has no ControlNet"),
+        (("sd15", *ON_CARD, "--with", "sdxl-controlnet"), "made for another denoiser"),
         (("sd15", *ON_CARD, "--with", "upscaler"), "no optional component 'upscaler'"),
         (("sd15", "--gpu", "rtx-9999"), "No card profile 'rtx-9999'"),
         (("sd15", "--vram", "0"), "holds nothing"),
@@ -155,6 +161,13 @@ def test_the_request_arrives_whole(answered: list[Any]) -> None:
         budget=Budget.parse("75%"), dtype="bfloat16", fidelity=Fidelity.LOSSY, host_ram=16_000_000_000,
         extra=(("sigmas", (1, 0.5)), ("negative_prompt", "blue")),
     )  # fmt: skip
+
+
+def test_pictures_are_sizes_or_as_large_as_the_result(answered: list[Any]) -> None:
+    words = ("--image", "640x480", "--mask", "--control", "auto*2", "--strength", "0.5")
+    assert run("plan", "sd15", *ON_CARD, *words).exit_code == 0
+    wanted = {"image": "640x480", "mask": True, "control": "auto*2", "strength": 0.5}
+    assert answered[0][1]["request"] == Request.from_json(wanted)
 
 
 def test_a_card_of_a_size(answered: list[Any]) -> None:

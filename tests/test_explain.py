@@ -16,7 +16,7 @@ from rich.console import Console
 
 from planner import explain, folding, profiles, snippet
 from planner.plan import Infeasible, Plan, Rejection
-from planner.request import Fidelity
+from planner.request import Fidelity, Request
 from planner.techniques.base import Option
 from planner.units import format_bytes, format_seconds
 
@@ -183,6 +183,40 @@ def test_code_calls_with_the_request() -> None:
         "sigmas": "(1.0, 0.5)",
         "negative_prompt": "'(a, b) [c]'",
     }
+
+
+def test_code_loads_and_hands_over_pictures() -> None:
+    given = Request(image="640x480", mask=True, height=480, width=640, strength=0.6)  # type: ignore[arg-type]
+    plan = replace(PLAN, model="sdxl", pipeline="StableDiffusionXLInpaintPipeline", request=given)
+    code = snippet.code(plan)
+    assert "from diffusers.utils import load_image\n" in code
+    assert 'image = load_image("…").resize((640, 480))' in code
+    assert 'mask_image = load_image("…").resize((640, 480))' in code
+    assert called(plan) == {
+        "prompt": "prompt", "image": "image", "mask_image": "mask_image",
+        "height": "480", "width": "640", "strength": "0.6",
+    }  # fmt: skip
+    assert "with a start image and a mask" in explain.verdict(plan)
+
+
+def test_code_leaves_out_what_the_call_does_not_have() -> None:
+    given = Request(image=True, height=768, width=768, steps=9)  # type: ignore[arg-type]
+    plan = replace(PLAN, model="sdxl", pipeline="StableDiffusionXLImg2ImgPipeline", request=given)
+    assert called(plan) == {"prompt": "prompt", "image": "image", "num_inference_steps": "9"}
+    video = replace(PLAN, model="svd", pipeline="StableVideoDiffusionPipeline", request=given)
+    assert set(called(video)) == {"image", "height", "width", "num_inference_steps"}
+    assert "prompt" not in snippet.code(video)
+
+
+@pytest.mark.parametrize("model", ["sdxl-controlnet", "sdxl + sdxl-controlnet"])
+def test_code_loads_lent_components_from_where_they_are(model: str) -> None:
+    given = Request(control=True, height=1024, width=1024)  # type: ignore[arg-type]
+    plan = replace(PLAN, model=model, pipeline="StableDiffusionXLControlNetPipeline", dtype="float16", request=given)
+    code = " ".join(snippet.code(plan).split())
+    assert 'controlnet = ControlNetModel.from_pretrained( "diffusers/controlnet-canny-sdxl-1.0"' in code
+    assert 'from_pretrained( "stabilityai/stable-diffusion-xl-base-1.0"' in code
+    assert "controlnet=controlnet" in code
+    assert called(plan)["image"] == "image"
 
 
 def test_code_splits_the_call_and_keeps_its_arguments() -> None:

@@ -132,13 +132,16 @@ def _request(
 
 
 def _argument(text: str) -> tuple[str, JSON]:
+    from planner import tasks
     from planner.snippet import ARGUMENTS
 
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise BadRequest(f"--arg {text!r} is not KEY=VALUE; write --arg max_sequence_length=256, say.")
-    if field := next((field for field, argument in ARGUMENTS.items() if argument == name), None):
-        raise BadRequest(f"--arg {name} has an option of its own; write --{field} {value}.")
+    own = ARGUMENTS | tasks.ARGUMENTS
+    if field := next((field for field, argument in own.items() if argument == name), None):
+        example = "1024x768" if field in tasks.ARGUMENTS else value
+        raise BadRequest(f"--arg {name} has an option of its own; write --{field.replace('_', '-')} {example}.")
     try:
         return name, json.loads(value)
     except ValueError:

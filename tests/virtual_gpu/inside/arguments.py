@@ -47,7 +47,7 @@ def _pictures(
     width, height = (side or usual for side, usual in zip(asked, _usual_size(pipe), strict=True))
     grey = getattr(getattr(getattr(pipe, "adapter", None), "config", None), "in_channels", 3) == 1
     picture = Image.new("L" if grey else "RGB", (128, 128) if "Upscale" in kind else (width, height))
-    stand_ins = {"image": picture, "mask_image": Image.new("L", (width, height), 255)}
+    stand_ins = {"image": picture, "control_image": picture, "mask_image": Image.new("L", (width, height), 255)}
     needed = any(word in kind for word in EDITORS)
     return {
         name: [image] if "EditPlus" in kind else image

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,17 @@ def load(folder: str | Path, dtype: str = "float16", *, parts: Mapping[str, str]
     return pipe
 
 
-def shipped(model: str, dtype: str | None = None, *, parts: Mapping[str, str] | None = None) -> Any:
-    """The pipeline of a shipped profile; without `dtype`, each component in the one people load it in."""
-    from planner import profiles
+def shipped(
+    model: str, dtype: str | None = None, *, parts: Mapping[str, str] | None = None, pictures: Sequence[str] = ()
+) -> Any:
+    """The pipeline of a shipped profile that works from `pictures`, fields of a request.
 
-    profile = profiles.find(model)
+    Without `dtype`, each component is of the one people load it in.
+    """
+    from planner import profiles, tasks
+    from planner.request import Request
+
+    profile, _ = tasks.prepared(tasks.resolve(model), Request(**dict.fromkeys(pictures, True)))
     parts = dict(parts or {})
     profile = profile.including(*(part.name for part in profile.components if part.optional and part.name in parts))
     usual = {} if dtype else {part.name: part.dtype for part in profile.loaded if part.dtype}
