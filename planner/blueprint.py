@@ -38,13 +38,21 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
             parts.setdefault(name, None)
     try:
         pipe = kind(**parts)
+    except ImportError as error:
+        raise BadRequest(_lacking(error)) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise TraceFailed(f"{profile.pipeline} cannot be built from {profile.name}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
     for part in profile.loaded:
-        if part.tiled:
-            getattr(pipe, part.name).enable_tiling()
+        if part.readied:
+            method, given = part.readied
+            getattr(getattr(pipe, part.name), method)(*given)
     return pipe
+
+
+def _lacking(error: ImportError) -> str:
+    """What diffusers says of a class that needs a library it did not find; its first sentence names both."""
+    return f"{' '.join(str(error).split()).partition('. ')[0]}; install it and plan again."
 
 
 def _acquaint(parts: dict[str, Any]) -> None:
@@ -70,6 +78,8 @@ def _part(part: ComponentProfile, dtype: str | None) -> Any:
         return module_of(kind, part, getattr(torch, dtype or part.dtype))
     except PlannerError:
         raise
+    except ImportError as error:
+        raise BadRequest(_lacking(error)) from error
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise BadRequest(f"The configuration of {part.name} does not make a {part.kind}: {error}") from error
 

@@ -119,6 +119,25 @@ class Functions(TorchFunctionMode):
         super().__init__()
         self._recorder = recorder
         self._mode = mode
+        self._flex: tuple[Any, Any] | None = None
+
+    def __enter__(self) -> Functions:
+        """Flex attention is compiled, which ghosts are not: it is caught by its name, where it has been imported."""
+        if (home := sys.modules.get("torch.nn.attention.flex_attention")) is not None:
+            self._flex = home, home.flex_attention
+            home.flex_attention = self._sparse  # type: ignore[attr-defined]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._flex:
+            home, real = self._flex
+            home.flex_attention = real
+
+    def _sparse(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: object) -> torch.Tensor:
+        """Recorded as dense, since how many blocks a mask keeps depends on values; as flash, it holds no scores."""
+        return self._attend(query, key, value)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

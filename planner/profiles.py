@@ -58,9 +58,11 @@ class ComponentProfile:
     """Left out unless asked for."""
 
     @property
-    def tiled(self) -> bool:
-        """Whether it works in tiles only, which its user has to switch on (diffusers 0.42.1)."""
-        return self.kind == "AutoencoderKLAllegro"
+    def readied(self) -> tuple[str, tuple[str, ...]] | None:
+        """Method and arguments without which it does not work at all; its user has to call it (diffusers 0.42.1)."""
+        if self.kind == "AutoencoderKLAllegro":
+            return "enable_tiling", ()
+        return ("set_attention_backend", ("flex",)) if self.config.get("attention_type") == "nabla" else None
 
     @property
     def role(self) -> Role:

@@ -78,7 +78,10 @@ def _loading(plan: Plan) -> Iterator[str]:
     arguments += [f"{part.name}={part.name}" for _, part in lent]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
-    yield from (f"pipe.{part.name}.enable_tiling()" for part in (profile.loaded if profile else ()) if part.tiled)
+    for part in profile.loaded if profile else ():
+        if part.readied:
+            method, given = part.readied
+            yield f"pipe.{part.name}.{method}({', '.join(map(literal, given))})"
 
 
 def _reloading(plan: Plan) -> Iterator[str]:

@@ -280,7 +280,8 @@ def is_autoencoder(module: torch.nn.Module) -> bool:
 
 def _has_backend(module: torch.nn.Module) -> bool:
     parts = (getattr(m, "processor", None) for m in module.modules())
-    return any(hasattr(type(p), "_attention_backend") for p in parts)
+    sparse = getattr(getattr(module, "config", None), "attention_type", None) == "nabla"  # one backend has its masks
+    return not sparse and any(hasattr(type(p), "_attention_backend") for p in parts)
 
 
 def _keeps_rows_apart(module: torch.nn.Module, pipe: Any) -> bool:

@@ -149,3 +149,24 @@ def test_the_stand_in_pads_on_the_side_it_is_told_to() -> None:
     tokenizer.padding_side = "left"
     mask = tokenizer(["a b"], padding="max_length", return_tensors="pt").attention_mask
     assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_a_class_that_lacks_a_library_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(*_: object, **__: object) -> None:
+        raise ImportError("\nKolorsPipeline requires the sentencepiece library but it was not found. Install it: `x`\n")
+
+    monkeypatch.setattr(blueprint.diffusers, "StableDiffusionPipeline", type("Hidden", (), {"__init__": hidden}))
+    with pytest.raises(BadRequest, match=r"requires the sentencepiece library but it was not found; install it and"):
+        blueprint.build(profiles.find("sd15"), None)
+
+
+def test_a_tokenizer_stands_for_its_class() -> None:
+    import transformers
+
+    standin = TokenizerStandIn(77, transformers.CLIPTokenizer)
+    assert isinstance(standin, transformers.CLIPTokenizer)
+    assert not isinstance(standin, transformers.T5Tokenizer)
+    assert standin("a word", return_tensors="pt").keys() == {"input_ids", "attention_mask"}
+    assert "position_ids" in TokenizerStandIn(8, positions=True)(
+        ["a", "b c"], padding="max_length", return_tensors="pt"
+    )

@@ -62,8 +62,9 @@ def shipped(
         profiles.write_folder(profile, Path(folder))
         pipe = load(folder, dtype or profile.dtype, parts=usual | parts)
     for part in profile.loaded:
-        if part.tiled:
-            getattr(pipe, part.name).enable_tiling()
+        if part.readied:
+            method, given = part.readied
+            getattr(getattr(pipe, part.name), method)(*given)
     return pipe
 
 
