@@ -65,7 +65,8 @@ def write(made: Calibration, place: Path | None = None) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = ["# Measured by `vram-planner calibrate`; delete this file to plan with published figures again."]
     for name, value in asdict(made).items():
-        lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value:.6g}")
+        text = f'"{value}"' if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else str(value)
+        lines.append(f"{name} = {text}")
     file.write_text("\n".join(lines) + "\n", "utf-8")
     return file
 

@@ -82,6 +82,10 @@ class Phase:
     name: str
     peak: Peak
     seconds: float
+    grown: float = 1.0
+    """What lessons multiplied the bytes by."""
+    slower: float = 1.0
+    """What they multiplied the seconds by."""
 
 
 class Cost:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.device import Device
 from planner.errors import BadRequest, PlannerError
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option
 from planner.units import format_bytes
+
+if TYPE_CHECKING:
+    from planner.verify import Verdict
 
 FORMAT = 1
 """Version of the JSON form."""
@@ -30,6 +33,10 @@ class PhasePromise:
     peak: int
     """As `torch.cuda.max_memory_allocated` during the phase."""
     seconds: float
+    grown: float = 1.0
+    """What earlier runs that were verified multiplied the bytes by."""
+    slower: float = 1.0
+    """The same of the seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,16 @@ class Plan:
         from planner import apply
 
         apply.revert(pipe)
+
+    def verify(self, run: Callable[[], object], pipe: Any = None, *, learn: bool = True) -> Verdict:
+        """Run a call and hold it against the promise; `print` of the verdict is a table.
+
+        With `pipe`, the pipeline this plan is applied to, phases are told apart, and what they show makes later plans
+        for such components on this card better, unless `learn` is false.
+        """
+        from planner import verify
+
+        return verify.verify(self, run, pipe, learn=learn)
 
     def explain(self) -> str:
         """The plan, its promise and its reasons as text of at most 80 columns."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from planner.cost import Cost, Phase
 from planner.device import Device
+from planner.lessons import NONE, Lessons, kind_of
 from planner.program import Program, Variant
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
@@ -44,8 +45,15 @@ class Priced:
 class Pricer:
     """Prices candidates of one model, request and device; each once."""
 
-    def __init__(self, programs: Programs, device: Device, request: Request, techniques: Sequence[Technique]) -> None:
-        self._programs, self._device, self._request = programs, device, request
+    def __init__(
+        self,
+        programs: Programs,
+        device: Device,
+        request: Request,
+        techniques: Sequence[Technique],
+        lessons: Lessons = NONE,
+    ) -> None:
+        self._programs, self._device, self._request, self._lessons = programs, device, request, lessons
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
@@ -64,13 +72,16 @@ class Pricer:
             program = self._programs.get(variant)
             for option in candidate:
                 program = self.techniques[option.technique].rewrite(program, option)
-            phases = self._cost.phases(program)
+            phases = taught(self._cost.phases(program), program, self._device, self._lessons)
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
 
     def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
         """The candidate in PyTorch's allocator."""
-        return rehearse(priced.program, self._device, capacity=capacity, cost=self._cost)
+        grown = growth(priced.program, self._device, self._lessons)
+        room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
+        seen = rehearse(priced.program, self._device, capacity=room, cost=self._cost)
+        return seen if grown == 1.0 else seen.scaled(grown)
 
     def baseline(self) -> Priced:
         """Nothing switched on, every component on the card."""
@@ -80,7 +91,8 @@ class Pricer:
 
     def resized(self, request: Request) -> Pricer:
         """The same for another request of the same model."""
-        return Pricer(self._programs.resized(request), self._device, request, tuple(self.techniques.values()))
+        techniques = tuple(self.techniques.values())
+        return Pricer(self._programs.resized(request), self._device, request, techniques, self._lessons)
 
     def settled(self, candidate: Candidate) -> Candidate:
         """What lets weights stay speaks of all of them; where some are streamed it speaks of the others."""
@@ -130,3 +142,27 @@ def intervention(candidate: Candidate) -> tuple[int, int]:
 def fidelity(candidate: Candidate) -> int:
     """Of the least faithful option."""
     return max((int(option.fidelity) for option in candidate), default=0)
+
+
+def taught(phases: tuple[Phase, ...], program: Program, device: Device, lessons: Lessons) -> tuple[Phase, ...]:
+    """The phases as runs of such components turned out: seconds by their own ratio, bytes by the program's largest."""
+    if not lessons.ratios:
+        return phases
+    names, grown = {part.name for part in program.components}, growth(program, device, lessons)
+
+    def of(phase: Phase) -> Phase:
+        owner = phase.name.partition(".")[0]
+        slower = lessons.seconds(*kind_of(program, owner, device.name)) if owner in names else 1.0
+        more = int(phase.peak.total * (grown - 1))
+        peak = replace(phase.peak, activations=phase.peak.activations + more)
+        return replace(phase, seconds=phase.seconds * slower, peak=peak, grown=grown, slower=slower)
+
+    return tuple(map(of, phases))
+
+
+def growth(program: Program, device: Device, lessons: Lessons) -> float:
+    """What promised bytes are multiplied by: the largest ratio of any of the program's components."""
+    if not lessons.ratios:
+        return 1.0
+    known = [kind_of(program, part.name, device.name) for part in program.components]
+    return max((lessons.memory(*kind) for kind in known if lessons.knows(*kind)), default=1.0)

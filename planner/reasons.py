@@ -144,7 +144,7 @@ def _phase(phase: Phase, peak: int) -> PhasePromise:
     scratch = max(min(phase.peak.scratch, peak - phase.peak.weights - phase.peak.activations), 0)
     return PhasePromise(
         name=phase.name, weights=phase.peak.weights, activations=peak - phase.peak.weights - scratch, scratch=scratch,
-        peak=peak, seconds=phase.seconds,
+        peak=peak, seconds=phase.seconds, grown=phase.grown, slower=phase.slower,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
@@ -48,6 +48,11 @@ class Rehearsal:
     """Phase in which memory ran out; empty when the program runs through."""
     missing: int = 0
     """Bytes of the request that could not be met."""
+
+    def scaled(self, by: float) -> Rehearsal:
+        """The same with all bytes multiplied."""
+        phases = tuple((name, int(allocated * by), int(reserved * by)) for name, allocated, reserved in self.phases)
+        return replace(self, allocated=int(self.allocated * by), reserved=int(self.reserved * by), phases=phases)
 
 
 def rehearse(program: Program, device: Device, *, capacity: int | None = None, cost: Cost | None = None) -> Rehearsal:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from planner import lessons as kept
 from planner import profiles, reasons, tasks
 from planner.choose import Choice, NothingFits, choose
 from planner.device import Device
 from planner.errors import BadRequest
+from planner.lessons import NONE, Lessons
 from planner.plan import Plan
 from planner.pricing import Pricer
 from planner.profiles import PipelineProfile
@@ -35,6 +37,8 @@ class Study:
     request: Request
     programs: Programs
     techniques: Sequence[Technique] = DEFAULT
+    lessons: Lessons = NONE
+    """What `verify` learned on this machine."""
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
     _others: dict[Request, Study] = field(default_factory=dict, repr=False)
 
@@ -70,7 +74,7 @@ class Study:
     def pricer(self, device: Device) -> Pricer:
         """Prices on that card; one for each."""
         if device not in self._pricers:
-            self._pricers[device] = Pricer(self.programs, device, self.request, self.techniques)
+            self._pricers[device] = Pricer(self.programs, device, self.request, self.techniques, self.lessons)
         return self._pricers[device]
 
     def at(self, request: Request) -> Study:
@@ -109,7 +113,7 @@ def opened(
     """
     name, source, asked, dtype = _source(model, request, components)
     programs = Programs(source, asked, cache or cache_folder(), techniques, tell)
-    return Study(model=name, dtype=dtype, request=asked, programs=programs, techniques=techniques)
+    return Study(model=name, dtype=dtype, request=asked, programs=programs, techniques=techniques, lessons=kept.read())
 
 
 def cache_folder() -> Path:

@@ -14,43 +14,19 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *(
-        "errors",
-        "units",
-        "sizes",
-        "device",
-        "request",
-        "host",
-        "hub",
-        "profiles",
-        "tasks",
-        "calibration",
-        "cards",
-        "probe",
-    ),
+    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
+    *("calibration", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
-    *("techniques", "settings", "programs"),
-    *(
-        "blocks",
-        "allocator",
-        "cudnn",
-        "workspace",
-        "attention",
-        "efficiency",
-        "pace",
-        "clock",
-        "cost",
-        "rehearsal",
-        "census",
-        "calibrate",
-    ),
+    *("techniques", "settings", "programs", "lessons"),
+    *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost"),
+    *("rehearsal", "census", "calibrate"),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
-    *("folding", "snippet", "explain", "tables", "auto", "cli", "__main__"),
+    *("folding", "snippet", "verify", "explain", "tables", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""
-DOORS = {("plan", "apply"), ("plan", "explain")}
-"""`plan.apply(pipe)` and `plan.explain()` open later rooms, and only when called."""
+DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "verify")}
+"""`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
     *("blueprint", "ghost", "metas", "signature", "recorder"),
     *("effects", "dispatch", "replay", "casting", "trace", "settings"),

@@ -1,0 +1,236 @@
+"""Verify: a run held against its promise, and what is learned from it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from planner import lessons
+from planner.lessons import Key
+from planner.plan import Plan
+from planner.probe import probe_one
+from planner.techniques.live import in_reverse, modules, remember
+from planner.units import format_bytes, format_seconds
+
+METHODS = ("encode", "decode", "get_text_features", "get_image_features")
+"""Ways other than calling it in which a pipeline uses a component; phases bear their names."""
+BEFORE = "start"
+SHORT = 0.01
+"""Seconds below which a phase says nothing about the pace of its kernels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A stretch of the run, bytes and seconds; bytes are 0 where there was no card."""
+
+    name: str
+    allocated: int = 0
+    reserved: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A promise and what the run showed, as people read them."""
+
+    what: str
+    promised: str
+    measured: str
+    ratio: float
+    """Measured ÷ promised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A run beside its plan."""
+
+    plan: Plan
+    whole: Seen
+    phases: tuple[Seen, ...]
+    card: int
+    """Bytes of the card in use after the run beyond torch's, by NVML; 0 where nobody could say."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the run stayed within its budget."""
+        return self.whole.reserved + self.card <= self.plan.budget
+
+    def rows(self) -> Iterator[Row]:
+        """What was promised and can be compared, whole first."""
+        promise, whole = self.plan.promise, self.whole
+        pairs = (("allocated", promise.allocated, whole.allocated), ("reserved", promise.reserved, whole.reserved))
+        for name, promised, measured in (*pairs, ("context", promise.context, self.card)):
+            if measured:
+                yield _bytes(name, promised, measured)
+        yield _seconds("seconds", promise.seconds, whole.seconds)
+        measured_phases = {phase.name: phase for phase in self.phases}
+        for phase in promise.phases:
+            if (seen := measured_phases.get(phase.name)) is not None:
+                if seen.allocated:
+                    yield _bytes(f"{phase.name}, allocated", phase.peak, seen.allocated)
+                if phase.seconds:
+                    yield _seconds(f"{phase.name}, seconds", phase.seconds, seen.seconds)
+
+    def __str__(self) -> str:
+        rows = [("", "promised", "measured", "")]
+        rows += [(row.what, row.promised, row.measured, f"×{row.ratio:.3f}") for row in self.rows()]
+        wide = [max(len(row[place]) for row in rows) for place in range(4)]
+        return "\n".join(
+            f"{what:<{wide[0]}}  {promised:>{wide[1]}}  {measured:>{wide[2]}}  {ratio:>{wide[3]}}".rstrip()
+            for what, promised, measured, ratio in rows
+        )
+
+
+def verify(plan: Plan, run: Callable[[], object], pipe: Any = None, *, learn: bool = True) -> Verdict:
+    """Run once and compare.  With the pipeline, phases are told apart, and lessons kept if `learn`."""
+    listener = Listener(cuda=_on_card())
+    with ExitStack() as stack:
+        if pipe is not None:
+            stack.enter_context(_heard(pipe, listener))
+        listener.begin()
+        run()
+        whole = listener.end()
+    verdict = Verdict(plan=plan, whole=whole, phases=tuple(listener.phases.values()), card=_outside(plan))
+    if pipe is not None and learn:
+        lessons.write(lessons.read().learned(_learned(verdict, pipe)))
+    return verdict
+
+
+class Listener:
+    """Follows a run from phase to phase: one lasts until another component is called."""
+
+    def __init__(self, *, cuda: bool) -> None:
+        self._cuda = cuda
+        self.phases: dict[str, Seen] = {}
+        self._now, self._depth, self._since, self._started = BEFORE, 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """The run begins."""
+        self._settle()
+        self._started = self._since = time.perf_counter()
+
+    def end(self) -> Seen:
+        """The run is over; the whole of it."""
+        self._close()
+        seen = self.phases.values()
+        return Seen(
+            name="whole", allocated=max(s.allocated for s in seen), reserved=max(s.reserved for s in seen),
+            seconds=time.perf_counter() - self._started,
+        )  # fmt: skip
+
+    def enter(self, name: str) -> None:
+        """A component is called; inside another one it belongs to that."""
+        self._depth += 1
+        if self._depth == 1 and name != self._now:
+            self._close()
+            self._now = name
+
+    def leave(self) -> None:
+        """The call is over."""
+        self._depth -= 1
+
+    def _close(self) -> None:
+        allocated, reserved = self._settle()
+        now, before = time.perf_counter(), self.phases.get(self._now, Seen(name=self._now))
+        self.phases[self._now] = Seen(
+            name=self._now, allocated=max(before.allocated, allocated), reserved=max(before.reserved, reserved),
+            seconds=before.seconds + now - self._since,
+        )  # fmt: skip
+        self._since = now
+
+    def _settle(self) -> tuple[int, int]:
+        """Wait for the card; the peaks since last time, in bytes."""
+        if not self._cuda:
+            return 0, 0
+        import torch
+
+        torch.cuda.synchronize()
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        return peaks
+
+
+@contextmanager
+def _heard(pipe: Any, listener: Listener) -> Iterator[None]:
+    """Every call of a component is told to the listener."""
+    components = modules(pipe)
+    undo = in_reverse(remember(part, "forward", *METHODS) for part in components.values())
+    for name, part in components.items():
+        part.forward = _told(listener, name, part.forward)
+        for method in METHODS:
+            if callable(getattr(part, method, None)):
+                setattr(part, method, _told(listener, f"{name}.{method}", getattr(part, method)))
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _told(listener: Listener, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        listener.enter(name)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            listener.leave()
+
+    return called
+
+
+def _learned(verdict: Verdict, pipe: Any) -> dict[Key, float]:
+    """Ratios by class, dtype, layout and card; of a class that works in several phases, its largest phase's."""
+    promised = {phase.name: phase for phase in verdict.plan.promise.phases}
+    components, found = modules(pipe), dict[Key, float]()
+    for seen in sorted(verdict.phases, key=lambda seen: seen.seconds):
+        part, phase = components.get(seen.name.partition(".")[0]), promised.get(seen.name)
+        if part is None or phase is None:
+            continue
+        kind = (*_kind(part), verdict.plan.device.name)
+        if seen.allocated:
+            found[(*kind, "memory")] = seen.allocated / phase.peak * phase.grown
+        if min(seen.seconds, phase.seconds) > SHORT:
+            found[(*kind, "seconds")] = seen.seconds / phase.seconds * phase.slower
+    return found
+
+
+def _kind(part: Any) -> tuple[str, str, str]:
+    """Class, dtype of most weights, and layout, as `lessons.kind_of` tells them of a program."""
+    import torch
+
+    sizes: dict[Any, int] = {}
+    for weight in part.parameters():
+        sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.numel()
+    dtype = str(max(sizes, key=lambda each: sizes[each], default=torch.float32)).removeprefix("torch.")
+    kernels = (p for p in part.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[-1] > 1)
+    last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
+    return type(part).__name__, dtype, "channels_last" if last else "contiguous"
+
+
+def _on_card() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _outside(plan: Plan) -> int:
+    """Bytes in use beyond torch's, as far as NVML knows: the context, and whatever other processes hold."""
+    if not _on_card():
+        return 0
+    import torch
+
+    now = probe_one(plan.device.uuid or 0)
+    return max(now.total - now.free - torch.cuda.memory_reserved(), 0)
+
+
+def _bytes(what: str, promised: int, measured: int) -> Row:
+    return Row(what=what, promised=format_bytes(promised), measured=format_bytes(measured), ratio=measured / promised)
+
+
+def _seconds(what: str, promised: float, measured: float) -> Row:
+    ratio = measured / promised if promised else float("inf")
+    return Row(what=what, promised=format_seconds(promised), measured=format_seconds(measured), ratio=ratio)
