@@ -1,10 +1,12 @@
 """PyTorch's CUDA caching allocator, replayed in numbers: will these requests run under a cap of so many bytes?
 
 Rules and constants: PyTorch's c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, default settings.
-One stream.  Streams never share free blocks, so a second one would bring its own two pools; a block knows its pool.
+Streams never share free blocks, so each has two pools of its own; a block knows its pool.
 """
 
 from __future__ import annotations
+
+from itertools import chain
 
 from planner.blocks import Block, Pool
 from planner.errors import PlannerError
@@ -74,15 +76,20 @@ class Allocator:
         self._expandable = expandable
         self._small = Pool(page=SMALL_SEGMENT, least_rest=MINIMUM)
         self._large = Pool(page=LARGE_SEGMENT, least_rest=MINIMUM if expandable else SMALL_REQUEST + MINIMUM)
+        self._others: dict[int, tuple[Pool, Pool]] = {}
         self._next_address = 0
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = 0
 
-    def malloc(self, size: int) -> Block | None:
-        """A block for `size` bytes, None for zero; OutOfMemory when not even an empty cache makes room."""
+    def malloc(self, size: int, stream: int = 0) -> Block | None:
+        """A block for `size` bytes, None for zero; OutOfMemory when not even an empty cache makes room.
+
+        `stream` 0 is that of the kernels; blocks of one stream are of no use to another.
+        """
         if size == 0:
             return None
         rounded = (size + MINIMUM - 1) & -MINIMUM
-        pool = self._small if rounded <= SMALL_REQUEST else self._large
+        small, large = self._pools(stream) if stream else (self._small, self._large)
+        pool = small if rounded <= SMALL_REQUEST else large
         block = pool.free.best_fit(rounded, expandable=self._expandable)
         if block is None:
             block = self._grow(pool, rounded)
@@ -116,7 +123,7 @@ class Allocator:
 
     def empty_cache(self) -> None:
         """Return to the driver every segment, or page of an expandable segment, of which no byte is in use."""
-        for pool in (self._large, self._small):
+        for pool in (self._large, self._small, *chain(*self._others.values())):
             for block in pool.free.blocks():
                 if self._expandable:
                     self._unmap(block)
@@ -127,6 +134,13 @@ class Allocator:
     def reset_peaks(self) -> None:
         """Let the peaks start again from what is held now."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+
+    def _pools(self, stream: int) -> tuple[Pool, Pool]:
+        """Small and large pool of another stream."""
+        if stream not in self._others:
+            small, large = (Pool(page=pool.page, least_rest=pool.least_rest) for pool in (self._small, self._large))
+            self._others[stream] = small, large
+        return self._others[stream]
 
     def _grow(self, pool: Pool, rounded: int) -> Block:
         block = self._obtain(pool, rounded)

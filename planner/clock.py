@@ -66,6 +66,10 @@ class Clock:
         late = _later(self._host, self._card)
         self._host = self._card = (late[0] + seconds, late[1] + seconds)
 
+    def work(self, seconds: float) -> None:
+        """Let the host be busy with something else than launching."""
+        self._host = (self._host[0] + seconds, self._host[1] + seconds)
+
     def fetch(self, seconds: float) -> Row:
         """Let a copy set out beside the kernels, behind the copies before it; returns when it will have arrived."""
         start = _later(self._copies, _later(self._host, self._card))

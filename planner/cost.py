@@ -25,6 +25,7 @@ from planner.program import (
     Event,
     Fetch,
     Free,
+    Join,
     Kernel,
     Load,
     Plain,
@@ -244,7 +245,10 @@ class Meter:
                     self.clock.wait(self._pace.unload(size))
             case Fetch(key, sizes):
                 self._load(key, sizes)
+                self.clock.work(self._pace.set_out(len(sizes)))
                 self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
+            case Join():
+                self.clock.wait(0.0)
             case Await(key):
                 self.clock.await_(self._due.pop(key))
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host

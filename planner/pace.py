@@ -83,6 +83,10 @@ class Pace:
         """Seconds until weights are back in ordinary host memory."""
         return nbytes / (self.device.return_rate or self.device.pageable_rate * RETURN)
 
+    def set_out(self, copies: int) -> float:
+        """Seconds of the host until so many copies are under way, in which it launches no kernels."""
+        return LEAF_SECONDS * copies
+
     def fetch(self, nbytes: int) -> float:
         """Seconds of one copy from pinned host memory."""
         return nbytes / self.device.pinned_rate

@@ -140,6 +140,8 @@ class Load(NamedTuple):
 
     key: str
     weights: tuple[int, ...]
+    stream: int = 0
+    """Whose room they take; 0 is the stream of the kernels."""
 
 
 class Drop(NamedTuple):
@@ -158,6 +160,8 @@ class Fetch(NamedTuple):
 
     key: str
     weights: tuple[int, ...]
+    stream: int = 0
+    """Whose room they take; 0 is the stream of the kernels."""
 
 
 class Await(NamedTuple):
@@ -166,7 +170,11 @@ class Await(NamedTuple):
     key: str
 
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Await
+class Join(NamedTuple):
+    """The host waits until all kernels have run, as diffusers does before it lets streamed weights go."""
+
+
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Await | Join
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +257,17 @@ class Unit(NamedTuple):
     """Which of the component's weights are its parameters."""
 
 
+class Stack(NamedTuple):
+    """A module as diffusers' group offload by blocks sees it."""
+
+    path: str
+    """Relative to the component; empty for the component itself."""
+    lists: tuple[tuple[Unit, ...], ...]
+    """Its lists of blocks, each block with the places of its parameters and buffers."""
+    rest: tuple[int, ...]
+    """Places of what else it has, which travels as a whole when its `forward` is called."""
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """A module of the pipeline, before the call."""
@@ -273,6 +292,8 @@ class Component:
     """Rows of the largest batch it is called with, both halves of guidance counted; 0 where it is not called so."""
     units: tuple[Unit, ...] = ()
     """The modules it can be streamed by, in the order in which it holds them."""
+    stacks: tuple[Stack, ...] = ()
+    """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

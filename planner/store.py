@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from planner import program as p
-from planner.program import Component, Event, Kernel, Program, Recording, Setting, Unit, Variant
+from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 6
+FORMAT = 7
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
@@ -128,7 +128,12 @@ def _event(row: list[Any]) -> Event:
 def _component(data: dict[str, Any]) -> Component:
     sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
     units = tuple(Unit(path, tuple(places)) for path, places in data["units"])
-    return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units})
+    stacks = tuple(_stack(*stack) for stack in data["stacks"])
+    return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units, "stacks": stacks})
+
+
+def _stack(path: str, lists: list[Any], rest: list[int]) -> Stack:
+    return Stack(path, tuple(tuple(Unit(p, tuple(places)) for p, places in blocks) for blocks in lists), tuple(rest))
 
 
 def _frozen(value: Any) -> Any:

@@ -14,6 +14,7 @@ from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
+from planner.groupable import stacks_of
 from planner.metas import tensors
 from planner.program import Call, Cast, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
@@ -245,6 +246,7 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         traits=frozenset(trait for trait, has in (*_traits(name, module), *_traits_in(pipe, module)) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
         units=() if is_autoencoder(module) else tuple(Unit(path, places) for path, _, places in units_of(module)),
+        stacks=stacks_of(module),
     )  # fmt: skip
 
 

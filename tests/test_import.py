@@ -16,9 +16,9 @@ HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
     *("calibration", "cards", "probe"),
-    *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable"),
+    *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable", "groupable"),
     *("recorder", "dispatch", "effects", "replay", "casting", "arguments", "trace", "offload", "streaming"),
-    *("techniques", "settings", "programs", "lessons"),
+    *("group_offload", "techniques", "settings", "programs", "lessons"),
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost"),
     *("rehearsal", "census", "calibrate"),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),

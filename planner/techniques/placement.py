@@ -1,4 +1,4 @@
-"""Placement: where weights wait and when they travel to the card."""
+"""Placement: where weights wait and when they travel to the card; diffusers' own ways, for the pipeline as a whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from planner.errors import ApplyFailed
 from planner.offload import model_offload, resident, sequential_offload
 from planner.program import Program, Variant
 from planner.request import Request
+from planner.techniques import group
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.entrance import is_ours, travels
 from planner.techniques.live import default_device, in_reverse, modules, parts, remember, tensors, undone_on_error
@@ -26,7 +27,7 @@ STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Components resident on the card, moved there one at a time, or weight by weight.  Exact."""
+    """Components resident on the card, moved there one at a time, weight by weight, or in groups.  Exact."""
 
     device: str = ""
     """Where the pipeline computes; empty: cuda where there is one, else cpu."""
@@ -39,9 +40,12 @@ class Placement:
             calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
         able = tuple(value for value in CALLS if value != "model" or any(program.chain))
-        return tuple(
-            Option(technique=self.name, value=value, neutral=value == "resident", calls=(CALLS[value],))
-            for value in able
+        return (
+            *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
+            *(
+                Option(technique=self.name, value=choice.value, calls=(choice.call,))
+                for choice in group.choices(program)
+            ),
         )
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
@@ -53,7 +57,11 @@ class Placement:
                 f"{', '.join(hooked)} ({len(hooked)} components) are offloaded already; "
                 "call pipe.remove_all_hooks() and pipe.to('cpu') first."
             )
-        device, undo = self.device or default_device(), _remember_places(pipe)
+        device = self.device or default_device()
+        if option.value not in REWRITES:
+            choice = group.Choice.of(str(option.value))
+            return group.offload(pipe, choice.grouping, choice.without, device)
+        undo = _remember_places(pipe)
         with undone_on_error(undo):
             if option.value == "model":
                 pipe.enable_model_cpu_offload(device=device)
@@ -66,7 +74,8 @@ class Placement:
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
-        return REWRITES[str(option.value)](program)
+        value = str(option.value)
+        return REWRITES[value](program) if value in REWRITES else group.rewritten(program, group.Choice.of(value))
 
 
 def _settle(pipe: Any, device: str) -> None:

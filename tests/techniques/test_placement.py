@@ -15,7 +15,7 @@ from . import programs, tiny
 PLACEMENT = Placement(device="cpu")
 
 
-@pytest.mark.parametrize("value", ["resident", "model", "sequential"])
+@pytest.mark.parametrize("value", ["resident", "model", "sequential", "group_block", "group_leaf_stream-without-vae"])
 def test_exact_during_and_after(pipe: Any, value: str) -> None:
     before, output = snapshot(pipe), tiny.run(pipe)
     undo = PLACEMENT.apply(pipe, Option(technique="placement", value=value))
@@ -74,3 +74,24 @@ def test_model_offload_needs_a_chain() -> None:
     ]
     chainless = replace(whole, chain=())
     assert [o.value for o in PLACEMENT.options(chainless, programs.device(), request)] == ["resident", "sequential"]
+
+
+def test_groups_are_offered_where_the_denoiser_has_them() -> None:
+    from planner.program import Stack, Unit
+    from planner.request import Request
+
+    def offered(*stacks: Stack) -> dict[str, tuple[str, ...]]:
+        whole = programs.program(programs.unet(stacks=stacks), programs.vae())
+        options = PLACEMENT.options(whole, programs.device(), Request(height=512, width=512))
+        return {str(o.value): o.calls for o in options if str(o.value).startswith("group")}
+
+    assert offered() == {}
+    assert list(offered(Stack("", (), (0,)))) == ["group_leaf-without-vae", "group_leaf_stream-without-vae"]
+    blocks = offered(Stack("", ((Unit("blocks.0", (0,)),),), ()))
+    assert len(blocks) == 4
+    assert blocks["group_block-without-vae"] == (
+        (
+            'pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, '
+            'exclude_modules=["vae"])'
+        ),
+    )

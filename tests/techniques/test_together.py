@@ -32,6 +32,7 @@ TILED: Choice = (VaeTiling(), 64)
 RESIDENT: Choice = (Placement(device="cpu"), "resident")
 MODEL: Choice = (Placement(device="cpu"), "model")
 SEQUENTIAL: Choice = (Placement(device="cpu"), "sequential")
+GROUPS: Choice = (Placement(device="cpu"), "group_leaf_stream")
 JIT: Choice = (Tracing(), "jit")
 COMPILE: Choice = (Tracing(backend="eager"), "compile")
 TWICE: Choice = (Split(), 2)
@@ -42,8 +43,12 @@ EXACT = {
         (VAE_LAST, MATH, ONE_BY_ONE, SEQUENTIAL),
         (UNET_LAST, RESIDENT, JIT, TWICE),
     ],
-    "sdxl": [(UNET_LAST, VAE_LAST, MODEL, COMPILE, TWICE), (SLICED, SEQUENTIAL, TWICE)],
-    "flux": [(VAE_LAST, MATH, ONE_BY_ONE, MODEL, COMPILE, TWICE), (MATH, SEQUENTIAL)],
+    "sdxl": [
+        (UNET_LAST, VAE_LAST, MODEL, COMPILE, TWICE),
+        (SLICED, SEQUENTIAL, TWICE),
+        (UNET_LAST, VAE_LAST, GROUPS, TWICE),
+    ],
+    "flux": [(VAE_LAST, MATH, ONE_BY_ONE, MODEL, COMPILE, TWICE), (MATH, SEQUENTIAL), (MATH, ONE_BY_ONE, GROUPS)],
     "wan": [(MATH, ONE_BY_ONE, MODEL, COMPILE), (SEQUENTIAL,)],
 }
 FAITHFUL = {

@@ -1,0 +1,371 @@
+"""Group offload: what diffusers' hooks do to a program, module by module as they act (diffusers 0.42.1).
+
+By blocks, the blocks of a module's lists travel in groups, and all else it has travels when its `forward` is called.
+By leaves, each module's own weights travel when it is called.  With a stream, copies come from pinned memory, nothing
+travels back, and from a module's second call on each group sets out when the one before it begins: the order is learnt
+in the first call.  A component that is used past its `forward`, as autoencoders are, learns none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
+
+from planner.program import (
+    PLACED,
+    STREAMED,
+    Alloc,
+    Await,
+    Call,
+    Cast,
+    Component,
+    Drop,
+    Enter,
+    Event,
+    Exit,
+    Fetch,
+    Free,
+    Join,
+    Load,
+    Program,
+    Recording,
+)
+
+TABLES = "tables"
+"""Key of a component's buffers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouping:
+    """A setting of diffusers' group offload."""
+
+    blocks: int = 0
+    """Blocks that travel together; 0: leaf by leaf."""
+    stream: bool = False
+    pinned: bool = True
+    """Whether weights wait in pinned memory; else each is pinned when it sets out (`low_cpu_mem_usage`)."""
+    disk: bool = False
+    """Whether weights wait on disk."""
+
+
+def groupable(program: Program, name: str, grouping: Grouping) -> bool:
+    """Whether the component runs under these hooks.
+
+    diffusers loses weights that are cast while copies in pinned memory wait, and by blocks it never loads what an
+    autoencoder has beside its lists, for `decode` is no `forward`.
+    """
+    component = program.component(name)
+    events = program.recordings[program.course].events
+    if not component.stacks or (grouping.stream and any(isinstance(e, Cast) and e.component == name for e in events)):
+        return False
+    used = {module for e in events if (module := _module(e)).partition(".")[0] == name}
+    own = component.stacks[-1]
+    if not grouping.blocks or not own.rest:
+        return True
+    return used == {name} and not (grouping.stream and len(component.stacks) > 1)
+
+
+def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) -> Program:
+    """The program with these components offloaded by groups and all others on the card from the start."""
+    chosen = frozenset(names)
+    stay = tuple(Load(c.name, c.weights) for c in program.components if c.name not in chosen)
+    numbered = enumerate((c for c in program.components if c.name in chosen), start=1)
+    writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
+    course = tuple(writer.course())
+    waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
+    return replace(
+        program, placed=(*program.placed, *writer.written), waiting=program.waiting + waiting
+    ).with_course(stay + course)  # fmt: skip
+
+
+def host_bytes(component: Component, grouping: Grouping) -> int:
+    """Bytes of host memory in which a component's weights wait; torch pins each tensor in a power of two."""
+    whole = sum(component.weights)
+    if grouping.disk:
+        return 0
+    if not grouping.stream or not grouping.pinned:
+        return whole
+    unpinned = {place for stack in component.stacks for place in stack.rest} if grouping.blocks else frozenset[int]()
+    return sum(s if place in unpinned else pinned(s) for place, s in enumerate(component.weights))
+
+
+def pinned(size: int) -> int:
+    """Bytes that torch's caching host allocator takes for a tensor of `size` bytes."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _module(event: Event) -> str:
+    return event.module if isinstance(event, (Call, Enter)) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Weights that travel together."""
+
+    key: str
+    sizes: tuple[int, ...]
+    first: str
+    """Module whose beginning loads it."""
+    last: str
+    """Module whose end drops it."""
+    stream: int
+    """Through which it comes; 0: that of the kernels, and it goes back the same way."""
+
+
+@dataclass(slots=True)
+class _Order:
+    """In which order a module calls its groups; learnt when its first call ends."""
+
+    root: str
+    seen: list[_Group] = field(default_factory=list)
+    learnt: bool = False
+
+    def within(self, path: str) -> bool:
+        """Whether a module lies in it."""
+        return path.startswith(f"{self.root}.") if self.root else path != ""
+
+
+class _Hooks:
+    """The hooks on one component, from call to call."""
+
+    def __init__(self, program: Program, component: Component, grouping: Grouping, stream: int) -> None:
+        self.component, self._grouping, self._program = component, grouping, program
+        self._stream = stream if grouping.stream else 0
+        self._groups = (
+            dict(_by_blocks(component, component.weights, grouping.blocks, self._stream)) if grouping.blocks else {}
+        )
+        roots = [stack.path for stack in component.stacks if stack.rest] if grouping.blocks else [""]
+        self._orders = [_Order(root) for root in roots] if grouping.stream else []
+        self._follows: dict[str, _Group] = {}
+        self._led: set[str] = set()
+        """Groups that set out when the one before them begins."""
+        self._aboard: dict[str, int] = {}
+        self._due: set[str] = set()
+        self._casts = 0
+        self._bears: dict[int, bool] = {}
+
+    def cast(self, sizes: tuple[int, ...]) -> None:
+        """The weights change size where they wait; by leaves the bodies recorded since then tell."""
+        self._casts += 1
+        if self._grouping.blocks:
+            self._groups = dict(_by_blocks(self.component, sizes, self._grouping.blocks, self._stream))
+
+    @property
+    def tables(self) -> tuple[int, ...]:
+        """Buffers that no recorded body owns; by leaves they are taken to be there for the whole call."""
+        return () if self._grouping.blocks else self.component.anchored
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Casts so far and orders learnt: while these are the same, so is what the hooks do."""
+        return self._casts, sum(order.learnt for order in self._orders)
+
+    def group(self, path: str, own: tuple[int, ...]) -> _Group | None:
+        """What a module moves; by leaves that is its own, and the component's hook may move nothing but lead."""
+        if self._grouping.blocks:
+            return self._groups.get(path)
+        if not own and (path or not self._grouping.stream):
+            return None
+        return _Group(path if self._stream else "", own, path, path, self._stream)
+
+    def within(self, path: str, recording: int) -> bool:
+        """Whether hooks sit in a module."""
+        if self._grouping.blocks:
+            return any(known.startswith(f"{path}.") for known in self._groups)
+        if recording not in self._bears:
+            events = self._program.recordings[recording].events
+            self._bears[recording] = any(map(self._is_borne, events))
+        return self._bears[recording]
+
+    def begin(self, group: _Group, path: str) -> Iterator[Event]:
+        """Before the `forward` of a module that bears hooks."""
+        if path == group.first:
+            if group.key not in self._led or not self._aboard.get(group.key):
+                yield from self._load(group, ahead=False)
+            if group.key in self._due:
+                self._due.discard(group.key)
+                yield Await(group.key)
+            if group.key in self._follows:
+                yield from self._load(self._follows[group.key], ahead=True)
+        for order in self._orders:
+            if not order.learnt and order.within(path):
+                order.seen.append(group)
+
+    def end(self, group: _Group, path: str) -> Iterator[Event]:
+        """After it."""
+        if path == group.last:
+            yield from self._dropped(group)
+        for order in self._orders:
+            if order.root == path and not order.learnt:
+                order.learnt = True
+                chain = [group, *order.seen]
+                self._follows |= {before.key: after for before, after in pairwise(chain)}
+                self._led |= {after.key for after in order.seen}
+
+    def leave(self) -> Iterator[Event]:
+        """After a call: what set out and was not wanted is taken to go here, though it waits for its next turn."""
+        for key in sorted(self._aboard):
+            yield from (Drop(key, copied=False) for _ in range(self._aboard[key]))
+        self._aboard, self._due = {}, set()
+
+    def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
+        self._aboard[group.key] = self._aboard.get(group.key, 0) + 1
+        if not group.stream or not self._grouping.pinned or self._grouping.disk:
+            yield Load(group.key, group.sizes, group.stream)
+            return
+        yield Fetch(group.key, group.sizes, group.stream)
+        if ahead:
+            self._due.add(group.key)
+        else:
+            yield Await(group.key)
+
+    def _dropped(self, group: _Group) -> Iterator[Event]:
+        if group.stream:
+            yield Join()
+        copied = not group.stream and not self._grouping.disk
+        yield from (Drop(group.key, copied) for _ in range(self._aboard.pop(group.key, 0)))
+
+    def _is_borne(self, event: Event) -> bool:
+        if isinstance(event, Enter):
+            return bool(event.own)
+        if not isinstance(event, Call) or event.recording >= STREAMED:
+            return False
+        return bool(self._program.recordings[event.recording].own) or self.within("", event.recording)
+
+
+def _by_blocks(component: Component, sizes: Sequence[int], together: int, stream: int) -> Iterator[tuple[str, _Group]]:
+    """The group of each module that bears hooks.  With a stream blocks travel singly, whatever is asked."""
+
+    def of(places: Iterable[int]) -> tuple[int, ...]:
+        return tuple(sizes[place] for place in places)
+
+    together = 1 if stream else together
+    for stack in component.stacks:
+        for blocks in stack.lists:
+            for start in range(0, len(blocks), together):
+                some = blocks[start : start + together]
+                places = (place for block in some for place in block.places)
+                group = _Group(some[0].path, of(places), some[0].path, some[-1].path, stream)
+                yield from ((block.path, group) for block in some)
+        if stack.rest:
+            yield stack.path, _Group(f"{stack.path}/rest", of(stack.rest), stack.path, stack.path, 0)
+
+
+@dataclass(slots=True)
+class _Names:
+    """Numbers of buffers in the body they are written into."""
+
+    numbers: Iterator[int]
+    names: dict[int, int] = field(default_factory=dict)
+
+    def new(self, buffer: int) -> int:
+        """The number of a buffer that comes to life."""
+        self.names[buffer] = next(self.numbers)
+        return self.names[buffer]
+
+    def kept(self, kept: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Survivors of a call."""
+        return tuple((inner, self.new(outer)) for inner, outer in kept)
+
+
+class _Writer:
+    """Writes the course anew, and the bodies in which weights travel."""
+
+    def __init__(self, program: Program, hooks: Mapping[str, _Hooks]) -> None:
+        self._program, self._hooks = program, hooks
+        self._known: dict[tuple[int, str, tuple[int, int]], tuple[int, dict[int, int]]] = {}
+        self.written: list[Recording] = []
+
+    def course(self) -> Iterator[Event]:
+        """The events of the outermost body."""
+        events = self._program.recordings[self._program.course].events
+        yield from self._body(events, None, "", _Names(count()))
+
+    def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: _Names) -> Iterator[Event]:
+        """Events of one body of a component, or of the course where `hooks` is None."""
+        inside: list[tuple[_Hooks | None, str, _Group | None]] = [(hooks, path, None)]
+        for event in events:
+            now, here, group = inside[-1]
+            match event:
+                case Alloc(buffer, size):
+                    yield Alloc(names.new(buffer), size)
+                case Free(buffer):
+                    yield Free(names.names.pop(buffer))
+                case Call():
+                    yield from self._call(event, now, here, names)
+                case Enter(module, own):
+                    yield Enter(module, ())
+                    inside.append(self._entered(now, here, module, own))
+                    now, here, group = inside[-1]
+                    yield from now.begin(group, here) if now and group else ()
+                case Exit():
+                    inside.pop()
+                    yield from now.end(group, here) if now and group else ()
+                    yield from now.leave() if now and inside[-1][0] is None else ()
+                    yield event
+                case Cast(component, sizes) if component in self._hooks:
+                    self._hooks[component].cast(sizes)
+                case _:
+                    yield event
+
+    def _entered(
+        self, hooks: _Hooks | None, here: str, module: str, own: tuple[int, ...]
+    ) -> tuple[_Hooks | None, str, _Group | None]:
+        """The hooks, path and group of a module that is written into its caller."""
+        if hooks is not None:
+            path = _joined(here, module)
+            return hooks, path, hooks.group(path, own) if module else None
+        component, _, method = module.partition(".")
+        hooks = self._hooks.get(component)
+        return hooks, "", hooks.group("", own) if hooks and not method else None
+
+    def _call(self, call: Call, hooks: _Hooks | None, here: str, names: _Names) -> Iterator[Event]:
+        if hooks is None:
+            component = call.module.partition(".")[0]
+            yield (
+                self._placed(call, component, names)
+                if component in self._hooks
+                else call._replace(kept=names.kept(call.kept))
+            )
+            return
+        path, recording = _joined(here, call.module), self._program.recordings[call.recording]
+        group = hooks.group(path, recording.own) if call.module else None
+        yield from hooks.begin(group, path) if group else ()
+        if hooks.within(path, call.recording):
+            inner = _Names(names.numbers)
+            yield Enter(call.module, ())
+            yield from self._body(recording.events, hooks, path, inner)
+            yield Exit()
+            names.names.update((outer, inner.names[survivor]) for survivor, outer in call.kept)
+        else:
+            yield call._replace(kept=names.kept(call.kept))
+        yield from hooks.end(group, path) if group else ()
+
+    def _placed(self, call: Call, component: str, names: _Names) -> Call:
+        """The call of a component's body in which its weights travel."""
+        hooks = self._hooks[component]
+        key = call.recording, component, hooks.state
+        if key not in self._known:
+            recording, inner = self._program.recordings[call.recording], _Names(count())
+            events = tuple(self._whole(call, recording, hooks, inner))
+            self._known[key] = PLACED + len(self._program.placed) + len(self.written), inner.names
+            self.written.append(replace(recording, own=(), events=events))
+        index, numbers = self._known[key]
+        kept = tuple((numbers[survivor], outer) for survivor, outer in call.kept)
+        return Call(index, call.module, names.kept(kept))
+
+    def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: _Names) -> Iterator[Event]:
+        group = hooks.group("", recording.own) if "." not in call.module else None
+        if tables := hooks.tables:
+            yield Load(TABLES, tables)
+        yield from hooks.begin(group, "") if group else ()
+        yield from self._body(recording.events, hooks, "", names)
+        yield from hooks.end(group, "") if group else ()
+        yield from hooks.leave()
+        if tables:
+            yield Drop(TABLES, copied=False)
+
+
+def _joined(here: str, module: str) -> str:
+    return f"{here}.{module}" if here and module else here or module

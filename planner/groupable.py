@@ -1,0 +1,48 @@
+"""Groupable: the modules that diffusers' group offload takes together when it goes by blocks (0.42.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from planner.program import Stack, Unit
+from planner.streamable import held
+
+
+def stacks_of(root: Any) -> tuple[Stack, ...]:
+    """The component itself, and the modules in it that its class names as made of blocks; the inner ones first.
+
+    Empty where the class says that it cannot be offloaded by groups.
+    """
+    if not getattr(root, "_supports_group_offloading", True):
+        return ()
+    places = {id(tensor): place for place, tensor in enumerate(held(root))}
+    named = frozenset(getattr(root, "_group_offload_block_modules", None) or ())
+    return tuple(_within(root, "", named, places))
+
+
+def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int]) -> Iterator[Stack]:
+    lists: list[tuple[Unit, ...]] = []
+    rest = list(_places(module, places, recurse=False))
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if name in named:
+            yield from _within(child, inner, named, places)
+        elif _is_list(child):
+            blocks = ((f"{inner}.{label}", block) for label, block in child.named_children())
+            lists.append(tuple(Unit(where, tuple(_places(block, places))) for where, block in blocks))
+        else:
+            rest += _places(child, places)
+    yield Stack(path, tuple(lists), tuple(dict.fromkeys(rest)))
+
+
+def _places(module: Any, places: dict[int, int], *, recurse: bool = True) -> Iterator[int]:
+    """Of its parameters and buffers, in the order in which they travel."""
+    tensors = (*module.parameters(recurse), *module.buffers(recurse))
+    return (places[id(tensor)] for tensor in tensors if id(tensor) in places)
+
+
+def _is_list(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxPipeline, WanPipeline
+
+from planner.errors import ApplyFailed, BadRequest
+from planner.group_offload import Grouping
+from planner.snapshot import snapshot
+from planner.techniques.group import GROUPINGS, Choice, offload
+
+from . import tiny
+
+BLOCKS, LEAVES = Grouping(blocks=1), Grouping()
+
+
+def hooked(module: torch.nn.Module) -> list[str]:
+    """Paths of the modules that move weights."""
+    registries = ((path, getattr(part, "_diffusers_hook", None)) for path, part in module.named_modules())
+    return [path for path, registry in registries if registry and registry.get_hook("group_offloading")]
+
+
+@pytest.mark.parametrize("grouping", [BLOCKS, Grouping(blocks=4), LEAVES], ids=["block", "four", "leaf"])
+def test_exact_during_and_after(pipe: Any, grouping: Grouping) -> None:
+    before, output = snapshot(pipe), tiny.run(pipe)
+    undo = offload(pipe, grouping, (), "cpu")
+    assert all(hooked(part) for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    assert torch.equal(tiny.run(pipe), output)
+    assert torch.equal(tiny.run(pipe), output)
+    undo()
+    assert before.difference(snapshot(pipe)) == ()
+    assert not any("_diffusers_hook" in vars(part) for part in pipe.vae.modules())
+    assert torch.equal(tiny.run(pipe), output)
+
+
+@pytest.mark.parametrize("grouping", [Grouping(blocks=1, disk=True), Grouping(disk=True)], ids=["block", "leaf"])
+def test_from_disk_and_back(pipe: Any, grouping: Grouping, tmp_path: Path) -> None:
+    before, output = snapshot(pipe), tiny.run(pipe)
+    tied = (
+        ("text_encoder",)
+        if isinstance(pipe, WanPipeline)
+        else ("text_encoder_2",)
+        if isinstance(pipe, FluxPipeline)
+        else ()
+    )
+    undo = offload(pipe, grouping, tied, "cpu", tmp_path)
+    assert len(list(tmp_path.rglob("group_*.safetensors"))) > len(pipe.components) / 2
+    assert torch.allclose(tiny.run(pipe), output, atol=1e-4)  # in a file tensors lie less aligned
+    undo()
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
+    assert not list(tmp_path.rglob("group_*"))
+
+
+def test_tied_weights_are_not_lost_on_disk(wan: Any, tmp_path: Path) -> None:
+    before, words = snapshot(wan), wan.text_encoder.shared.weight.clone()
+    with pytest.raises(ApplyFailed, match="embed_tokens"):
+        offload(wan, Grouping(disk=True), (), "cpu", tmp_path)
+    assert before.difference(snapshot(wan)) == ()
+    assert torch.equal(wan.text_encoder.shared.weight, words)
+    offload(wan, Grouping(blocks=1, disk=True), (), "cpu", tmp_path)()
+    assert torch.equal(wan.text_encoder.shared.weight, words)
+
+
+def test_components_that_stay_get_no_hooks(sd: Any) -> None:
+    undo = offload(sd, LEAVES, ("vae",), "cpu")
+    assert hooked(sd.unet)
+    assert not hooked(sd.vae)
+    undo()
+
+
+def test_no_hook_of_another_is_lost(flux: Any) -> None:
+    flux.transformer.enable_layerwise_casting(torch.bfloat16, torch.float32)
+    before, output = snapshot(flux), tiny.run(flux)
+    offload(flux, LEAVES, (), "cpu")()
+    assert before.difference(snapshot(flux)) == ()
+    assert torch.equal(tiny.run(flux), output)
+
+
+def test_a_failure_leaves_no_trace(sd: Any) -> None:
+    sd.vae._supports_group_offloading = False
+    before = snapshot(sd)
+    with pytest.raises(ValueError, match="does not support group offloading"):
+        offload(sd, LEAVES, (), "cpu")
+    assert before.difference(snapshot(sd)) == ()
+    with pytest.raises(ApplyFailed, match="'movq'"):
+        offload(sd, LEAVES, ("movq",), "cpu")
+    assert before.difference(snapshot(sd)) == ()
+
+
+@pytest.mark.parametrize("value", [*GROUPINGS, "group_leaf-without-vae", "group_block_stream-without-vae+unet"])
+def test_values_survive_a_plan(value: str) -> None:
+    assert Choice.of(value).value == value
+
+
+@pytest.mark.parametrize("value", ["resident", "group_leaves", "group_leaf-without-", "group_leaf-without-vae+"])
+def test_other_values_are_refused(value: str) -> None:
+    with pytest.raises(BadRequest, match="group_leaf_stream"):
+        Choice.of(value)
+
+
+def test_the_code_says_what_stays() -> None:
+    assert Choice.of("group_block_stream-without-vae").call == (
+        'pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, '
+        'use_stream=True, exclude_modules=["vae"])'
+    )

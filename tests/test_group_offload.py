@@ -1,0 +1,232 @@
+"""Group offload in programs made by hand: what is loaded, fetched and dropped when, and that nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.group_offload import Grouping, group_offload, groupable, host_bytes, pinned
+from planner.program import (
+    Alloc,
+    Await,
+    Call,
+    Cast,
+    Component,
+    Drop,
+    Enter,
+    Event,
+    Exit,
+    Fetch,
+    Free,
+    Load,
+    Plain,
+    Program,
+    Recording,
+    Run,
+    Stack,
+    Unit,
+    Variant,
+)
+
+BLOCK, LEAF = Grouping(blocks=1), Grouping()
+AHEAD, LEAVES_AHEAD = Grouping(blocks=1, stream=True), Grouping(stream=True)
+WEIGHTS = (10, 100, 20, 200, 40)
+"""Of `first`, and two layers in each of two blocks."""
+STACK = Stack("", ((Unit("blocks.0", (1, 2)), Unit("blocks.1", (3, 4))),), (0,))
+
+
+def layer(size: int) -> Recording:
+    """A leaf that makes something and leaves it."""
+    return Recording("Linear", (size,), (Alloc(0, size * 512), Run(0)))
+
+
+def denoiser(steps: int = 2) -> Program:
+    """`first`, then two blocks of two layers, called once a step; each frees what the one before it left."""
+    leaves = tuple(map(layer, WEIGHTS))
+    blocks = tuple(
+        Recording("Block", (), (Call(a, "up", ((0, 0),)), Call(a + 1, "down", ((0, 1),)), Free(0))) for a in (1, 3)
+    )
+    whole = Recording(
+        "Net", (),
+        (Call(0, "first", ((0, 0),)), Call(5, "blocks.0", ((1, 1),)), Free(0), Call(6, "blocks.1", ((1, 2),)), Free(1)),
+    )  # fmt: skip
+    calls = tuple(event for step in range(steps) for event in (Call(7, "unet", ((2, step),)), Free(step)))
+    component = Component("unet", "Net", "float16", WEIGHTS, traits=frozenset({"denoiser"}), stacks=(STACK,))
+    return Program(
+        pipeline="Pipe", variant=Variant(), components=(component,), chain=("unet",), excluded=frozenset(),
+        kernels=(Plain("mul", 1, 1),), recordings=(*leaves, *blocks, whole, Recording("Pipe", (), calls)), course=8,
+    )  # fmt: skip
+
+
+def flat(program: Program, index: int | None = None) -> Iterator[Event]:
+    """All events in order, bodies written out."""
+    index = program.course if index is None else index
+    for event in program.body(index):
+        if isinstance(event, Call):
+            yield from flat(program, event.recording)
+        else:
+            yield event
+
+
+def travels(program: Program, index: int | None = None) -> list[tuple[str, str, int]]:
+    """What weights do: the event, the group, and its bytes where they come."""
+    found: list[tuple[str, str, int]] = []
+    for event in flat(program, index):
+        if isinstance(event, (Load, Fetch)):
+            found.append((type(event).__name__, event.key, sum(event.weights)))
+        elif isinstance(event, (Await, Drop)):
+            found.append((type(event).__name__, event.key, 0))
+    return found
+
+
+def passes(program: Program) -> list[list[tuple[str, str, int]]]:
+    """The travels of each call of the component."""
+    calls = [e for e in program.recordings[program.course].events if isinstance(e, Call)]
+    return [travels(program, call.recording) for call in calls]
+
+
+def lives(events: Iterable[Event]) -> list[tuple[str, int]]:
+    """What becomes of buffers and when kernels run, whatever the buffers are called."""
+    return [
+        (type(e).__name__, e.size if isinstance(e, Alloc) else 0) for e in events if isinstance(e, (Alloc, Free, Run))
+    ]
+
+
+def test_blocks_come_and_go_one_after_another_inside_the_rest() -> None:
+    first, second = passes(group_offload(denoiser(), BLOCK, ("unet",)))
+    assert first == second
+    assert [(event, size) for event, _, size in first] == [
+        ("Load", 10), ("Load", 120), ("Drop", 0), ("Load", 240), ("Drop", 0), ("Drop", 0)
+    ]  # fmt: skip
+    assert first[0][1] == first[-1][1]
+
+
+def test_without_a_stream_weights_are_copied_back() -> None:
+    drops = [e for e in flat(group_offload(denoiser(), BLOCK, ("unet",))) if isinstance(e, Drop)]
+    assert all(drop.copied for drop in drops)
+    onto_disk = group_offload(denoiser(), replace(BLOCK, disk=True), ("unet",))
+    assert not any(e.copied for e in flat(onto_disk) if isinstance(e, Drop))
+
+
+def test_several_blocks_travel_together() -> None:
+    first, _ = passes(group_offload(denoiser(), Grouping(blocks=4), ("unet",)))
+    assert [size for event, _, size in first if event == "Load"] == [10, 360]
+
+
+def test_with_a_stream_the_second_pass_knows_what_follows() -> None:
+    first, second = passes(group_offload(denoiser(), AHEAD, ("unet",)))
+    assert [e for e, _, _ in first] == ["Load", "Fetch", "Await", "Drop", "Fetch", "Await", "Drop", "Drop"]
+    assert [(e, k) for e, k, _ in second] == [
+        ("Load", "/rest"), ("Fetch", "blocks.0"), ("Await", "blocks.0"), ("Fetch", "blocks.1"), ("Drop", "blocks.0"),
+        ("Await", "blocks.1"), ("Drop", "blocks.1"), ("Drop", "/rest"),
+    ]  # fmt: skip
+
+
+def test_leaf_by_leaf_each_layer_travels_alone() -> None:
+    first, second = passes(group_offload(denoiser(), LEAF, ("unet",)))
+    assert first == second
+    assert [size for event, _, size in first if event == "Load"] == list(WEIGHTS)
+    assert [event for event, _, _ in first] == ["Load", "Drop"] * 5
+
+
+def test_leaves_are_fetched_while_the_one_before_runs() -> None:
+    first, second = passes(group_offload(denoiser(), LEAVES_AHEAD, ("unet",)))
+    assert [e for e, k, _ in first if k] == ["Fetch", "Await", "Drop"] * 5
+    keys = [k for e, k, _ in second if e == "Fetch" and k]
+    assert keys == ["first", "blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"]
+    order = [(e, k) for e, k, _ in second]
+    for before, after in pairwise(keys):
+        assert order.index(("Fetch", after)) < order.index(("Drop", before)) < order.index(("Await", after))
+
+
+def test_what_is_pinned_in_flight_waits_for_its_copy() -> None:
+    _, second = passes(group_offload(denoiser(), replace(LEAVES_AHEAD, pinned=False), ("unet",)))
+    assert {event for event, _, _ in second} == {"Load", "Drop"}
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from((BLOCK, LEAF, AHEAD, LEAVES_AHEAD)))
+def test_buffers_and_kernels_are_as_before_and_no_weights_stay(steps: Sequence[int], grouping: Grouping) -> None:
+    program = denoiser(sum(steps))
+    changed = group_offload(program, grouping, ("unet",))
+    assert lives(flat(changed)) == lives(flat(program))
+    held: dict[str, int] = {}
+    for event in flat(changed):
+        if isinstance(event, (Load, Fetch)):
+            held[event.key] = held.get(event.key, 0) + 1
+            assert held[event.key] == 1
+        elif isinstance(event, Drop):
+            held[event.key] -= 1
+    assert not any(held.values())
+
+
+def test_others_are_on_the_card_from_the_start() -> None:
+    program = denoiser()
+    vae = Component("vae", "AutoencoderKL", "float16", (7, 8))
+    changed = group_offload(replace(program, components=(*program.components, vae)), BLOCK, ("unet",))
+    assert changed.recordings[changed.course].events[0] == Load("vae", (7, 8))
+
+
+def test_a_body_that_was_written_into_the_course_bears_hooks_too() -> None:
+    program = denoiser()
+    inner = program.recordings[7].events
+    course = (Enter("unet", ()), *inner, Exit(), Free(2), Call(7, "unet", ((2, 3),)), Free(3))
+    changed = group_offload(program.with_course(course), AHEAD, ("unet",))
+    events = [type(e).__name__ for e in flat(changed) if isinstance(e, (Load, Fetch, Await, Drop))]
+    assert events[:8] == ["Load", "Fetch", "Await", "Drop", "Fetch", "Await", "Drop", "Drop"]
+    assert events[8:] == ["Load", "Fetch", "Await", "Fetch", "Drop", "Await", "Drop", "Drop"]
+    assert lives(flat(changed)) == lives(flat(program.with_course(course)))
+
+
+def test_every_component_has_a_stream_of_its_own() -> None:
+    program = denoiser()
+    other = replace(program.components[0], name="unet_2")
+    events = program.recordings[8].events
+    twice = tuple(e._replace(module="unet_2") if isinstance(e, Call) and n > 1 else e for n, e in enumerate(events))
+    two = replace(program, components=(*program.components, other)).with_course(twice)
+    changed = group_offload(two, AHEAD, ("unet", "unet_2"))
+    assert {e.stream for e in flat(changed) if isinstance(e, Fetch)} == {1, 2}
+    assert {e.stream for e in flat(changed) if isinstance(e, Load)} == {0}
+
+
+def test_weights_cast_on_the_host_travel_in_their_new_size() -> None:
+    program = denoiser()
+    doubled = tuple(2 * size for size in WEIGHTS)
+    events = program.recordings[8].events
+    cast = program.with_course((*events[:2], Cast("unet", doubled), *events[2:]))
+    assert groupable(cast, "unet", BLOCK)
+    assert not groupable(cast, "unet", AHEAD)
+    changed = group_offload(cast, BLOCK, ("unet",))
+    assert not any(isinstance(e, Cast) for e in changed.recordings[changed.course].events)
+    assert [size for e, _, size in travels(changed) if e == "Load"] == [10, 120, 240, 20, 240, 480]
+
+
+def test_what_decode_needs_beside_the_lists_is_never_loaded_by_blocks() -> None:
+    program = denoiser()
+    events = tuple(e._replace(module="unet.decode") if isinstance(e, Call) else e for e in program.recordings[8].events)
+    decoded = program.with_course(events)
+    assert not groupable(decoded, "unet", BLOCK)
+    assert groupable(decoded, "unet", LEAF)
+    first, second = passes(group_offload(decoded, LEAVES_AHEAD, ("unet",)))
+    assert first == second, "no order is learnt where `forward` never ends"
+    unhooked = replace(program, components=(replace(program.components[0], stacks=()),))
+    assert not groupable(unhooked, "unet", LEAF)
+
+
+@pytest.mark.parametrize(("size", "rounded"), [(0, 0), (1, 1), (512, 512), (513, 1024), (3 * 2**20, 2**22)])
+def test_pinned_memory_is_rounded_up_to_a_power_of_two(size: int, rounded: int) -> None:
+    assert pinned(size) == rounded
+
+
+def test_host_memory() -> None:
+    component = denoiser().components[0]
+    assert host_bytes(component, BLOCK) == 370
+    assert host_bytes(component, LEAVES_AHEAD) == 16 + 128 + 32 + 256 + 64
+    assert host_bytes(component, AHEAD) == 10 + 128 + 32 + 256 + 64, "the rest is never pinned"
+    assert host_bytes(component, replace(LEAVES_AHEAD, pinned=False)) == 370
+    assert host_bytes(component, replace(LEAF, disk=True)) == 0
+    assert group_offload(denoiser(), AHEAD, ("unet",)).waiting == 490
