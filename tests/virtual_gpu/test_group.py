@@ -86,7 +86,8 @@ def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, grouping: 
     for name, peak in seen["phases"].items():
         assert 0.99 <= phases[name] / peak["allocated"] <= 1.015, name
     assert seen["pinned"] <= waiting
-    assert seen["pinned"] == (waiting if grouping == LEAVES_AHEAD and not staying else seen["pinned"])
+    if grouping == LEAVES_AHEAD and not staying:
+        assert seen["pinned"] >= 0.9999 * waiting
 
 
 def undone(value: str) -> dict[str, Any]:
@@ -95,11 +96,13 @@ def undone(value: str) -> dict[str, Any]:
     from pathlib import Path
 
     import torch
+    from inside import smallvalues
 
     from planner.snapshot import snapshot
     from planner.techniques.group import Choice, offload
     from tests.techniques import tiny
 
+    mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     answer: dict[str, Any] = {}
     for name, make in tiny.MAKERS.items():
         pipe = make(Path(tempfile.mkdtemp()))
