@@ -7,7 +7,7 @@ pipe("a lighthouse at dawn", height=2224, width=3840)
 plan.revert(pipe)
 """
 
-from planner.auto import auto_configure, compare, frontier, largest, plan
+from planner.auto import anatomy, auto_configure, compare, frontier, largest, plan
 from planner.cards import card
 from planner.device import Device
 from planner.errors import (
@@ -22,13 +22,14 @@ from planner.errors import (
 from planner.plan import Infeasible, Plan
 from planner.probe import probe
 from planner.request import Budget, Fidelity, Request
-from planner.surveys import Frontier, Largest, Row
+from planner.surveys import Anatomy, Frontier, Largest, Row
 from planner.techniques import DEFAULT as DEFAULT_TECHNIQUES
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_TECHNIQUES",
+    "Anatomy",
     "ApplyFailed",
     "BadBudget",
     "BadRequest",
@@ -45,6 +46,7 @@ __all__ = [
     "TraceFailed",
     "UnknownDevice",
     "UnknownModel",
+    "anatomy",
     "auto_configure",
     "card",
     "compare",

@@ -17,7 +17,7 @@ from planner.profiles import PipelineProfile
 from planner.programs import Tell, silent
 from planner.request import Budget, Request
 from planner.study import Study, opened
-from planner.surveys import Frontier, Largest, Row, comparison, frontier_of, largest_of
+from planner.surveys import Anatomy, Frontier, Largest, Row, anatomy_of, comparison, frontier_of, largest_of
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 
@@ -64,6 +64,16 @@ def plan(
         return study.plan(card, host=_host_ram(asked, device))
     finally:
         study.keep()
+
+
+def anatomy(model: Any, *, device: Device | None = None, request: Request | None = None, **wanted: Any) -> Anatomy:
+    """The plan and where its memory is: at the peak of each phase by component, block and operation, and over time.
+
+    Arguments as of `plan`.  Raises BadRequest, TraceFailed or Infeasible.
+    """
+    card = device or card_for(model)
+    with _studied(model, request, wanted) as (study, _):
+        return anatomy_of(study, card, host=_host_ram(study.request, device))
 
 
 def frontier(model: Any, *, device: Device | None = None, request: Request | None = None, **wanted: Any) -> Frontier:

@@ -40,8 +40,13 @@ def renderables(plan: Plan) -> tuple[RenderableType, ...]:
         *_bullets("Not chosen", (f"{r.what}: {r.reason}" for r in plan.rejected)),
         *_bullets("Notes", plan.notes),
         *_heading("Where this comes from"),
-        *_lines((_budget(plan), device(plan.device), _search(plan))),
+        *_lines(sources(plan)),
     )
+
+
+def sources(plan: Plan) -> tuple[str, ...]:
+    """Budget, card and search, in a sentence each."""
+    return _budget(plan), device(plan.device), _search(plan)
 
 
 def refusal(error: Infeasible) -> tuple[RenderableType, ...]:

@@ -140,6 +140,12 @@ class Plan:
 
         return explain.as_text(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, memory over time, the phases and the code."""
+        from planner import report
+
+        return report.cell(self)
+
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps` that `from_json` reads back as this plan."""
         data = asdict(self)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from planner.census import Count, Stretch, census, timeline
 from planner.choose import NothingFits
+from planner.cost import Cost
 from planner.device import Device
+from planner.errors import BadRequest
 from planner.limits import MOST, Growth, Kind, Look, last_fitting
 from planner.plan import Plan
-from planner.pricing import Candidate
+from planner.pricing import Candidate, Pricer, words
 from planner.programs import Tell, silent
 from planner.reasons import Shortage, looked, shortage, smallest_capacity
 from planner.request import Request
@@ -20,8 +23,10 @@ from planner.units import format_bytes
 
 ROOMY = 2**50
 """Bytes no card has; what is chosen within them is chosen for its time alone."""
-STEP = 0.02
-"""Budgets nearer to each other than this are one point of a frontier: fragments move peaks by as much."""
+STEP = 0.12
+TOLERANCE = 0.005
+"""A frontier's budgets are each this share below the last one needed, and known to that share: a step is a whole
+choice, and fragments move peaks by half a percent."""
 
 TIGHTER = 0.75
 """Each budget of the one before it, when the leanest combination is looked for."""
@@ -89,6 +94,77 @@ class Largest:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is needed after one more change, by the sums."""
+
+    what: str
+    budget: int
+    """Bytes, CUDA's context included."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """A plan and what its memory is made of: at the peak of each phase, and over time."""
+
+    plan: Plan
+    counts: tuple[Count, ...]
+    timeline: tuple[Stretch, ...]
+    steps: tuple[Step, ...]
+    """From nothing switched on to the plan, change by change, in order of applying."""
+
+    def count(self, phase: str | None = None) -> Count:
+        """The census of a phase, by default of the one that needs most.  Raises BadRequest."""
+        if phase is None:
+            return max(self.counts, key=lambda count: count.peak)
+        for count in self.counts:
+            if count.phase == phase:
+                return count
+        names = ", ".join(count.phase for count in self.counts)
+        raise BadRequest(f"No phase {phase!r}; the {len(self.counts)} phases of this plan are {names}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`; a moment is seconds, weights, activations and workspace."""
+        return {
+            "plan": self.plan.to_json(),
+            "phases": [
+                {
+                    "phase": count.phase,
+                    "peak": count.peak,
+                    "at": count.at,
+                    "holdings": [holding._asdict() for holding in count.holdings],
+                }
+                for count in self.counts
+            ],
+            "steps": [asdict(step) for step in self.steps],
+            "timeline": [{"phase": s.phase, "moments": [list(moment) for moment in s.moments]} for s in self.timeline],
+        }
+
+
+def anatomy_of(study: Study, device: Device, *, host: int | None = None) -> Anatomy:
+    """The plan with its census.  Raises BadRequest, TraceFailed or Infeasible."""
+    plan = study.plan(device, host=host)
+    program = study.choice(device, plan.budget, host).winner.program
+    cost = Cost(device, study.request.calls)
+    return Anatomy(
+        plan=plan, counts=census(program, cost), timeline=timeline(program, cost),
+        steps=tuple(_steps(plan, study.pricer(device))),
+    )  # fmt: skip
+
+
+def _steps(plan: Plan, pricer: Pricer) -> Iterator[Step]:
+    """The baseline, then the plan's changes one by one; what the baseline does anyway gives way to them."""
+    bare, changes = pricer.baseline(), [option for option in plan.options if not option.neutral]
+    for many in range(len(changes) + 1):
+        made = changes[:many]
+        kept = [o for o in bare.candidate if o.technique not in {option.technique for option in made}]
+        priced = pricer.price(pricer.settled(pricer.merged(pricer.price(()), (*kept, *made))))
+        needs = max(phase.peak.total for phase in priced.phases) + plan.promise.context
+        what = words(made[-1]) if made else "nothing switched on"
+        yield Step(what=what, budget=needs, seconds=priced.seconds)
+
+
 def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Frontier:
     """What each budget buys on a card's speed, from the least that runs to where more memory saves no time.
 
@@ -103,7 +179,7 @@ def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: 
             break
         at_least = max(phase.peak.total for phase in found.winner.phases)
         held = min(at_least, found.rehearsal.reserved)
-        capacity = smallest_capacity(found.winner, pricer, held, int(held * STEP / 4))
+        capacity = smallest_capacity(found.winner, pricer, held, int(held * TOLERANCE))
         least = capacity + device.context
         points.append(Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate))
         tell(f"{len(points)} combinations, down to {format_bytes(least)}")

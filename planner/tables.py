@@ -14,14 +14,17 @@ from rich.text import Text
 from planner import explain, profiles, snippet
 from planner.calibration import Calibration
 from planner.cards import catalogue
+from planner.census import Count
 from planner.device import Device
 from planner.explain import rate
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
-from planner.surveys import Frontier, Largest, Row
+from planner.surveys import Anatomy, Frontier, Largest, Row
 from planner.units import format_bytes, format_seconds
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+HOLDERS = 14
+"""Holders shown one by one; the rest are added up."""
 WIDE, NARROW = 100, 80
 """Columns from which a hub id needs no second line, and below which sizes and dtypes are left out."""
 
@@ -200,3 +203,43 @@ def largest(found: Largest) -> Iterator[RenderableType]:
     yield Text()
     yield Text(explain.switched_on(plan))
     yield from explain.memory(plan)
+
+
+def anatomy(found: Anatomy, phase: str | None, width: int) -> Iterator[RenderableType]:
+    """Who holds the memory at the peak of a phase, the largest first."""
+    count = found.count(phase)
+    plan = found.plan
+    yield Text(
+        f"{plan.model} {explain.size(plan.request)} as planned on {plan.device.name}: {format_bytes(count.peak)} "
+        f"at the peak of {count.phase}, while {count.at or 'the pipeline'} runs.",
+        style="bold",
+    )
+    yield Text()
+    yield from _sums_by_kind(count, width)
+    yield Text()
+    table = _table(("bytes", "r"), ("share", "r"), ("what", ""), ("where", ""), ("made by", ""), fold="where")
+    shown = count.holdings[:HOLDERS]
+    for holding in shown:
+        number = f" ×{holding.tensors}" if holding.tensors > 1 else ""
+        where = ".".join(filter(None, (holding.component, holding.block)))
+        share = f"{holding.bytes / count.peak:.0%}"
+        table.add_row(format_bytes(holding.bytes), share, holding.kind, Text(where), Text(f"{holding.op}{number}"))
+    rest = count.holdings[HOLDERS:]
+    if rest:
+        size = sum(holding.bytes for holding in rest)
+        table.add_row(format_bytes(size), f"{size / count.peak:.0%}", f"{len(rest)} more", style="dim")
+    yield table
+    yield Text()
+    others = ", ".join(f"{c.phase} {format_bytes(c.peak)}" for c in found.counts if c is not count)
+    yield Text(f"Other phases: {others}.")
+
+
+def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
+    sums: dict[str, int] = {}
+    for holding in count.holdings:
+        sums[holding.kind] = sums.get(holding.kind, 0) + holding.bytes
+    table = _table(("", ""), ("bytes", "r"), ("share", "r"), ("", ""))
+    for kind, size in sorted(sums.items(), key=lambda pair: -pair[1]):
+        bar = "█" * round(size / count.peak * (40 if width >= WIDE else 24))
+        table.add_row(kind, format_bytes(size), f"{size / count.peak:.0%}", Text(bar or "▏", style="cyan"))
+    yield table

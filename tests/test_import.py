@@ -22,10 +22,10 @@ ROOMS = (
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost"),
     *("rehearsal", "census", "calibrate"),
     *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
-    *("folding", "snippet", "verify", "explain", "tables", "auto", "cli", "__main__"),
+    *("folding", "snippet", "verify", "explain", "tables", "drawing", "pictures", "report", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""
-DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "verify")}
+DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
     *("blueprint", "ghost", "metas", "signature", "recorder"),

@@ -16,7 +16,10 @@ from planner.cli import output
 from planner.errors import PlannerError
 from planner.plan import Infeasible
 
-COMMANDS = ("plan", "max", "compare", "frontier", "profiles", "probe", "calibrate", "verify")
+COMMANDS = (
+    *("plan", "max", "compare", "frontier", "explain"),
+    *("profiles", "probe", "calibrate", "verify", "completion"),
+)
 """In the order in which help lists them; only the one that is called is imported."""
 INFEASIBLE, REFUSED, INTERRUPTED = 3, 2, 130
 """Exit codes; the last as shells report a process that Ctrl-C ended."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from planner.cli import output
@@ -10,16 +12,21 @@ from planner.cli.options import CARD, Asked, as_json, asking
 
 @click.command("frontier")
 @asking(*CARD)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the frontier into this .svg.")
 @as_json("the points")
-def command(*, asked: Asked, as_json: bool) -> None:
+def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
     """Show what each budget buys: time against memory.
 
     Budgets beyond the card's own memory are shown too, at its speed.
     """
     from planner import auto
 
+    output.check_picture(plot)
     with output.working(f"Following the frontier of {asked.model} …") as tell:
         found = auto.frontier(asked.model, **asked.how, tell=tell)
+    from planner import pictures
+
+    output.write(plot, lambda: pictures.frontier(found))
     if as_json:
         output.show_json(found.to_json())
         return

@@ -9,11 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.errors import PlannerError
+from planner.errors import BadRequest, PlannerError
 from planner.plan import Infeasible
 
 if TYPE_CHECKING:
@@ -68,6 +69,24 @@ def show(parts: Iterable[RenderableType]) -> None:
 def show_json(value: object) -> None:
     """Print for programs."""
     click.echo(json.dumps(value, indent=2))
+
+
+def check_picture(file: Path | None) -> None:
+    """Refuse a picture's name before any work is done.  Raises BadRequest."""
+    if file is not None and file.suffix.lower() != ".svg":
+        raise BadRequest(f"--plot {file} is no .svg, the one form drawn here; browsers and editors turn it into PNG.")
+
+
+def write(file: Path | None, made: Callable[[], str]) -> None:
+    """Write a picture or a page, where one was asked for.  Raises BadRequest where that is impossible."""
+    if file is None:
+        return
+    try:
+        file.write_text(made(), "utf-8")
+    except OSError as error:
+        raise BadRequest(
+            f"{file} cannot be written ({error.strerror}); name a file in a folder that exists."
+        ) from error
 
 
 def complain(sentence: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from planner.cli import output
@@ -10,8 +12,10 @@ from planner.cli.options import Asked, as_json, asks
 
 @click.command("plan")
 @asks
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw memory over time into this .svg.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write all of it as one HTML page.")
 @as_json("the plan, or the error,")
-def command(*, asked: Asked, as_json: bool) -> None:
+def command(*, asked: Asked, plot: Path | None, report: Path | None, as_json: bool) -> None:
     """Find the best plan for one call of a pipeline.
 
     MODEL is a name or hub id that `profiles` lists, or a folder in hub layout.
@@ -19,8 +23,18 @@ def command(*, asked: Asked, as_json: bool) -> None:
     """
     from planner import auto
 
+    output.check_picture(plot)
     with output.working(f"Planning {asked.model} …") as tell:
-        plan = auto.plan(asked.model, **asked.how, tell=tell)
+        if plot or report:
+            anatomy = auto.anatomy(asked.model, **asked.how, tell=tell)
+            plan = anatomy.plan
+            from planner import pictures
+            from planner import report as pages
+
+            output.write(plot, lambda: pictures.memory(plan, anatomy))
+            output.write(report, lambda: pages.page(anatomy))
+        else:
+            plan = auto.plan(asked.model, **asked.how, tell=tell)
     if as_json:
         output.show_json(plan.to_json())
         return

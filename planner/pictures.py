@@ -1,0 +1,239 @@
+"""Pictures: a plan's memory over time, what budgets buy, what each technique saves and costs; as SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from planner import drawing as d
+from planner.census import Holding
+from planner.plan import Plan
+from planner.snippet import spoken
+from planner.surveys import Anatomy, Frontier
+from planner.units import format_bytes, format_seconds
+
+LEFT, RIGHT = 64, 784
+"""Edges of the plots."""
+LEAST = 0.13
+"""Share of the width that even the shortest phase gets; its name has to be read."""
+
+
+Formats = Callable[[Any], str]
+
+
+class Column(NamedTuple):
+    """A stretch of one phase: its share of the phase's time, and bytes by layer from the bottom up."""
+
+    share: float
+    layers: tuple[int, ...]
+
+
+class Panel(NamedTuple):
+    """One phase."""
+
+    name: str
+    seconds: float
+    columns: tuple[Column, ...]
+
+
+class Layer(NamedTuple):
+    """One colour of the stack."""
+
+    name: str
+    colour: str
+
+
+def memory(plan: Plan, anatomy: Anatomy | None = None) -> str:
+    """Memory over time, phase by phase, against the budget; finer, and by component, where the anatomy is known.
+
+    Phases are as wide as their time, but never too narrow to read.
+    """
+    layers, panels = _fine(anatomy) if anatomy else _coarse(plan)
+    held = max((sum(column.layers) for panel in panels for column in panel.columns), default=1)
+    top = max(held, plan.budget) * 1.08
+    bottom, height = 296.0, 240.0
+    parts = [*_bytes_axis(top, bottom, height), *_panels(layers, panels, top, bottom, height)]
+    limit = bottom - plan.budget / top * height
+    parts += [d.line(LEFT, limit, RIGHT, limit, colour=d.LIMIT, dashed=True)]
+    parts += [d.text(LEFT + 6, limit - 5, f"budget {format_bytes(plan.budget)}", kind="limit")]
+    named, end = d.legend(((layer.name, layer.colour) for layer in layers), LEFT, 336)
+    parts += [
+        *named,
+        d.text(LEFT, end + 22, "Widths follow time within a phase; short phases are widened.", kind="faint"),
+    ]
+    return d.picture(end + 34, parts, f"Memory of {plan.model} over time")
+
+
+def _coarse(plan: Plan) -> tuple[list[Layer], list[Panel]]:
+    """From the promise alone: each phase as high as its peak."""
+    layers = [
+        Layer("CUDA context", d.CONTEXT), Layer("weights", d.PALETTE[0]), Layer("activations", d.ACTIVATIONS),
+        Layer("workspace", d.WORKSPACE),
+    ]  # fmt: skip
+    context = plan.promise.context
+    panels = [
+        Panel(p.name, p.seconds, (Column(1.0, (context, p.weights, p.activations, p.scratch)),))
+        for p in plan.promise.phases
+        if p.seconds > 0
+    ]
+    return layers, panels
+
+
+def _fine(anatomy: Anatomy) -> tuple[list[Layer], list[Panel]]:
+    """From the timeline, weights divided as they are at each phase's peak."""
+    held = {count.phase: _weights(count.holdings) for count in anatomy.counts}
+    names = list(dict.fromkeys(name for parts in held.values() for name in parts))
+    splits = _splits(anatomy.plan)
+    layers = [Layer("CUDA context", d.CONTEXT)]
+    layers += [Layer(f"{name} weights", d.PALETTE[n % len(d.PALETTE)]) for n, name in enumerate(names)]
+    layers += [Layer("activations", d.ACTIVATIONS), Layer("workspace", d.WORKSPACE)]
+    panels = []
+    for stretch in anatomy.timeline:
+        parts = held.get(stretch.phase, {})
+        whole = sum(parts.values()) or 1
+        columns = tuple(
+            Column(
+                moment.seconds / (stretch.seconds or 1),
+                (
+                    anatomy.plan.promise.context,
+                    *(moment.weights * parts.get(name, 0) // whole for name in names),
+                    moment.activations,
+                    moment.workspace,
+                ),
+            )
+            for moment in stretch.moments
+        )
+        panels.append(Panel(stretch.phase, stretch.seconds * splits, columns))
+    return layers, panels
+
+
+def _weights(holdings: Sequence[Holding]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for holding in holdings:
+        if holding.kind == "weights":
+            sums[holding.component] = sums.get(holding.component, 0) + holding.bytes
+    return sums
+
+
+def _splits(plan: Plan) -> int:
+    """Calls the request is split into."""
+    split = plan.option("split")
+    return int(split.value) if split and isinstance(split.value, int) else 1
+
+
+def _bytes_axis(top: float, bottom: float, height: float) -> Iterator[str]:
+    for tick in d.ticks(top):
+        y = bottom - tick / top * height
+        yield d.line(LEFT, y, RIGHT, y)
+        yield d.text(LEFT - 8, y + 4, f"{tick / 1e9:.3g} GB" if tick else "0", anchor="end", kind="faint")
+
+
+def _panels(
+    layers: Sequence[Layer], panels: Sequence[Panel], top: float, bottom: float, height: float
+) -> Iterator[str]:
+    whole = sum(panel.seconds for panel in panels) or 1
+    shares = [max(panel.seconds / whole, LEAST) for panel in panels]
+    left = float(LEFT)
+    for panel, share in zip(panels, shares, strict=True):
+        width = share / sum(shares) * (RIGHT - LEFT)
+        yield from _stack(layers, panel, left, width - 2, top, bottom, height)
+        middle = left + width / 2
+        yield d.text(middle, 28, d.fitted(panel.name, width - 4), anchor="middle")
+        yield d.text(middle, 44, d.fitted(format_seconds(panel.seconds), width - 4), anchor="middle", kind="faint")
+        left += width
+
+
+def _stack(
+    layers: Sequence[Layer], panel: Panel, left: float, width: float, top: float, bottom: float, height: float
+) -> Iterator[str]:
+    """Areas one on top of the other, from the bottom up, each drawn down to the axis and covered by the one below."""
+    for depth in range(len(layers) - 1, -1, -1):
+        points, x = [(left, bottom)], left
+        for column in panel.columns:
+            y = bottom - sum(column.layers[: depth + 1]) / top * height
+            points += [(x, y), (x + column.share * width, y)]
+            x += column.share * width
+        if any(column.layers[depth] for column in panel.columns):
+            yield d.area([*points, (x, bottom)], layers[depth].colour)
+
+
+def frontier(found: Frontier) -> str:
+    """Seconds against budget as stairs, the combinations numbered below."""
+    points = found.points
+    most, slow = max(p.budget for p in points) * 1.12, max(p.seconds for p in points)
+    fast = min(p.seconds for p in points)
+    floor_, ceiling = max(fast - (slow - fast) * 0.3 - slow * 0.02, 0), slow + (slow - fast) * 0.15 + slow * 0.01
+    bottom, height = 280.0, 230.0
+
+    def x(budget: float) -> float:
+        return LEFT + budget / most * (RIGHT - LEFT)
+
+    def y(seconds: float) -> float:
+        return bottom - (seconds - floor_) / (ceiling - floor_) * height
+
+    parts = [d.text(LEFT, 28, f"Time against budget, {found.model} at the speed of {found.device.name}", size=14)]
+    for tick in d.ticks(most, 8):
+        parts += [d.text(x(tick), bottom + 18, f"{tick / 1e9:.3g} GB", anchor="middle", kind="faint")]
+    for n in range(5):
+        seconds = floor_ + (ceiling - floor_) * n / 4
+        parts += [d.line(LEFT, y(seconds), RIGHT, y(seconds))]
+        parts += [d.text(LEFT - 6, y(seconds) + 4, format_seconds(seconds), anchor="end", kind="faint", size=10)]
+    if found.device.total <= most:
+        own = x(found.device.total)
+        parts += [d.line(own, bottom - height, own, bottom, colour=d.LIMIT, dashed=True)]
+        parts += [d.text(own + 6, bottom - height + 12, f"this card, {format_bytes(found.device.total)}", kind="limit")]
+    parts += list(_stairs([(x(p.budget), y(p.seconds)) for p in points]))
+    end = bottom + 48
+    for number, point in enumerate(points, start=1):
+        words = ", ".join(spoken(option) for option in point.options if not option.neutral) or "nothing switched on"
+        lead = f"{number}   {format_bytes(point.budget)}, {format_seconds(point.seconds)}"
+        parts += [d.text(LEFT, end, lead), d.text(LEFT + 190, end, d.fitted(words, RIGHT - LEFT - 190), kind="faint")]
+        end += 19
+    return d.picture(end, parts, f"Time of {found.model} against budget")
+
+
+def _stairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
+    path = [points[0]]
+    for (_, before), (x, y) in pairwise(points):
+        path += [(x, before), (x, y)]
+    path += [(float(RIGHT), path[-1][1])]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
+    yield f'<polyline points="{line}" fill="none" stroke="{d.ACTIVATIONS}" stroke-width="2.4"/>'
+    above = -100.0
+    for number, (x, y) in enumerate(points, start=1):
+        yield f'<circle class="rim" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{d.PALETTE[0]}" stroke="{d.PAPER}"/>'
+        if x - above > 14:  # numbers of points that touch would cover each other
+            yield d.text(x, y - 10, str(number), anchor="middle")
+            above = x
+
+
+def techniques(anatomy: Anatomy) -> str:
+    """What each change of the plan saves and costs, one on top of the other, from nothing switched on."""
+    plan, steps = anatomy.plan, anatomy.steps
+    most, slow = max(plan.budget, *(s.budget for s in steps)), max(s.seconds for s in steps)
+    name, memory_, time = 16.0, 228.0, 560.0
+    wide, narrow = 190.0, 110.0
+    parts = [d.text(name, 26, "What each change saves and costs", size=14)]
+    parts += [d.text(memory_, 48, "memory needed", kind="faint"), d.text(time, 48, "time", kind="faint")]
+    y = 60.0
+    for number, step in enumerate(steps):
+        before = steps[max(number - 1, 0)]
+        parts += [d.text(name, y + 14, d.fitted(step.what, memory_ - name - 8))]
+        size, seconds = wide * step.budget / most, narrow * step.seconds / slow
+        parts += [d.bar(memory_, y + 2, size, 15, d.PALETTE[0]), d.bar(time, y + 2, seconds, 15, d.ACTIVATIONS)]
+        parts += [d.text(memory_ + size + 6, y + 14, _said(step.budget, before.budget, format_bytes))]
+        parts += [d.text(time + seconds + 6, y + 14, _said(step.seconds, before.seconds, format_seconds))]
+        y += 26
+    limit = memory_ + wide * plan.budget / most
+    parts += [d.line(limit, 56, limit, y, colour=d.LIMIT, dashed=True)]
+    parts += [d.text(limit, y + 14, f"budget {format_bytes(plan.budget)}", anchor="middle", kind="limit")]
+    return d.picture(y + 26, parts, f"What each change of the plan for {plan.model} saves and costs")
+
+
+def _said(value: float, before: float, form: Formats) -> str:
+    """A figure and how it differs from the one before."""
+    change = value - before
+    if abs(change) < abs(before) / 1000:
+        return form(value)
+    return f"{form(value)} ({'+' if change > 0 else '−'}{form(abs(change))})"
