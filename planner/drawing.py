@@ -15,12 +15,13 @@ PALETTE = ("#4453a8", "#6b7bd1", "#98a5ea", "#2f3a78", "#b9c2f2", "#7f8bb8")
 INK, FAINT, GRID, PAPER = "#1c2430", "#667080", "#dfe3ea", "#ffffff"
 ACTIVATIONS, WORKSPACE, CONTEXT, LIMIT = "#25a18e", "#f0a93b", "#b6bcc8", "#d43d51"
 STYLE = f"""
-.vp text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: {INK}; }}
+.vp text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: {INK};
+  stroke: {PAPER}; stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }}
 .vp .faint {{ fill: {FAINT}; }}
 .vp .limit {{ fill: {LIMIT}; }}
 @media (prefers-color-scheme: dark) {{
   .vp .paper {{ fill: #14181f; }}
-  .vp text {{ fill: #e6e9ef; }}
+  .vp text {{ fill: #e6e9ef; stroke: #14181f; }}
   .vp .faint {{ fill: #98a2b3; }}
   .vp .limit {{ fill: #ff7686; }}
   .vp .grid {{ stroke: #2b323d; }}

@@ -15,7 +15,7 @@ from planner.units import format_bytes, format_seconds
 
 LEFT, RIGHT = 64, 784
 """Edges of the plots."""
-LEAST = 0.13
+LEAST = 0.16
 """Share of the width that even the shortest phase gets; its name has to be read."""
 
 
@@ -212,8 +212,8 @@ def techniques(anatomy: Anatomy) -> str:
     """What each change of the plan saves and costs, one on top of the other, from nothing switched on."""
     plan, steps = anatomy.plan, anatomy.steps
     most, slow = max(plan.budget, *(s.budget for s in steps)), max(s.seconds for s in steps)
-    name, memory_, time = 16.0, 228.0, 560.0
-    wide, narrow = 190.0, 110.0
+    name, memory_, time = 16.0, 204.0, 512.0
+    wide, narrow = 160.0, 110.0
     parts = [d.text(name, 26, "What each change saves and costs", size=14)]
     parts += [d.text(memory_, 48, "memory needed", kind="faint"), d.text(time, 48, "time", kind="faint")]
     y = 60.0
@@ -226,7 +226,7 @@ def techniques(anatomy: Anatomy) -> str:
         parts += [d.text(time + seconds + 6, y + 14, _said(step.seconds, before.seconds, format_seconds))]
         y += 26
     limit = memory_ + wide * plan.budget / most
-    parts += [d.line(limit, 56, limit, y, colour=d.LIMIT, dashed=True)]
+    parts.insert(0, d.line(limit, 56, limit, y, colour=d.LIMIT, dashed=True))
     parts += [d.text(limit, y + 14, f"budget {format_bytes(plan.budget)}", anchor="middle", kind="limit")]
     return d.picture(y + 26, parts, f"What each change of the plan for {plan.model} saves and costs")
 

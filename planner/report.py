@@ -34,7 +34,7 @@ STYLE = """
 .plan tr.most td { font-weight: 600; }
 .plan code, .plan pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.86rem; }
 .plan pre { background: var(--code); color: inherit; border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
-.plan td code { overflow-wrap: anywhere; }
+.plan td code, .plan p code { overflow-wrap: anywhere; }
 .plan svg { display: block; height: auto; }
 """
 
@@ -62,7 +62,7 @@ def _sections(plan: Plan, anatomy: Anatomy) -> Iterator[str]:
     yield from _verdict(plan)
     yield from ("<h2>Memory over time</h2>", _wide(pictures.memory(plan, anatomy)))
     if len(anatomy.steps) > 1:
-        yield from ("<h2>What each change does</h2>", _wide(pictures.techniques(anatomy)))
+        yield _wide(pictures.techniques(anatomy))
     yield from ("<h2>Switched on</h2>", _options(plan))
     yield from ("<h2>Phase by phase</h2>", _phases(plan))
     yield from ("<h2>Who holds the memory at the peak</h2>", *_holders(anatomy))
@@ -115,7 +115,7 @@ def _phases(plan: Plan) -> str:
         for p in plan.promise.phases
     )
     marks = [phase is worst for phase in plan.promise.phases]
-    return _table(("phase", "weights", "activations", "workspace", "peak", "time"), rows, marks, numbers=True)
+    return _table(("phase", "weights", "activations", "workspace", "peak", "time"), rows, marks, numbers=range(1, 6))
 
 
 def _holders(anatomy: Anatomy) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _holders(anatomy: Anatomy) -> Iterator[str]:
          f"<code>{escape('.'.join(filter(None, (h.component, h.block))))}</code>", escape(h.op))
         for h in count.holdings[:12]
     )  # fmt: skip
-    yield _table(("bytes", "share", "what", "where", "made by"), rows)
+    yield _table(("bytes", "share", "what", "where", "made by"), rows, numbers=(0, 1))
 
 
 def _code(plan: Plan) -> Iterator[str]:
@@ -138,10 +138,10 @@ def _wide(drawing: str) -> str:
 
 
 def _table(
-    names: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[bool] = (), *, numbers: bool = False
+    names: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[bool] = (), *, numbers: Sequence[int] = ()
 ) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
-        looks = (' class="n"' if numbers and place else "" for place in range(len(values)))
+        looks = (' class="n"' if place in numbers else "" for place in range(len(values)))
         return "".join(f"<{tag}{look}>{value}</{tag}>" for value, look in zip(values, looks, strict=True))
 
     lines = [f"<tr>{cells('th', names)}</tr>"]
