@@ -18,7 +18,7 @@ from summary import HEAD, RULE, stated
 
 from planner import profiles
 from planner.cards import card
-from planner.choose import Chooser
+from planner.pricing import Pricer
 from planner.program import Load
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
@@ -76,9 +76,9 @@ def _request(
 
 def _compared(row: dict[str, str], programs: Programs, request: Request) -> Published:
     device = card(row["card"])
-    chooser = Chooser(programs, device, request, DEFAULT)
-    priced = chooser.price(tuple(_sized(option, chooser) for option in options_of(row["options"])))
-    predicted = chooser.rehearse(priced, None).allocated
+    pricer = Pricer(programs, device, request, DEFAULT)
+    priced = pricer.price(tuple(_sized(option, pricer) for option in options_of(row["options"])))
+    predicted = pricer.rehearse(priced, None).allocated
     if row["weights_gib"]:
         loads = (e for e in priced.program.recordings[priced.program.course].events if isinstance(e, Load))
         predicted += round(float(row["weights_gib"]) * 2**30) - sum(sum(load.weights) for load in loads)
@@ -90,11 +90,11 @@ def _compared(row: dict[str, str], programs: Programs, request: Request) -> Publ
     )  # fmt: skip
 
 
-def _sized(option: Option, chooser: Chooser) -> Option:
+def _sized(option: Option, pricer: Pricer) -> Option:
     """A technique named without a value is the one of the autoencoder's own tile size."""
     if option.technique != "vae_tiling" or option.value:
         return option
-    own = next(c.tile for c in chooser.price(()).program.components if c.tile)
+    own = next(c.tile for c in pricer.price(()).program.components if c.tile)
     return Option(technique=option.technique, value=own)
 
 

@@ -134,9 +134,10 @@ def card_for(model: Any) -> Device:
     torch = sys.modules.get("torch")
     if isinstance(model, (str, Path, PipelineProfile)) or torch is None or not torch.cuda.is_initialized():
         return probe.probe_one()
-    card = probe.probe_one(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-    held = torch.cuda.memory_reserved() + card.context
-    return replace(card, free=min(card.free + held, card.total))
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    card, reserved, held = probe.probe_one(uuid), torch.cuda.memory_reserved(), probe.held(uuid)
+    context = max(card.context, held - reserved) if held else card.context  # kernels still to be loaded make it grow
+    return replace(card, context=context, free=min(card.free + (held or reserved + context), card.total))
 
 
 def _host_ram(request: Request, device: Device | None) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTEXT = 450 * 2**20
-"""Bytes a process holds outside torch's allocator (CUDA context and lazily loaded kernels) when nothing was measured.
-Published: 256 MiB on an RTX 3090 (torch 2.7.1+cu128, InvokeAI#9413), 426 MiB on an RTX 6000 Ada (torch 2.10+cu130,
-unsloth-zoo#1053), 287,047,680 B lazy (pytorch#86509); the default lies above all of them."""
+BARE_CONTEXTS = {(8, 6): 256 * 2**20, (8, 9): 426 * 2**20}
+"""Bytes of a CUDA context before anything runs, by compute capability: an RTX 3090 with CUDA 12.8 and driver 610.43
+(invoke-ai/InvokeAI#9413), an RTX 6000 Ada with CUDA 13.0 (unslothai/unsloth-zoo#1053).  Lower ones are published too:
+128 MiB (invoke-ai/InvokeAI#9447), 254 MiB (pytorch/pytorch#86509).  All load kernels when they are first needed."""
+KERNELS = 164 * 2**20
+"""Bytes of the kernels a run loads: 0.16 GiB on an H100 without other cards (vllm-project/vllm#12126)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class Device:
     attentions: float = 1.0
     traffic: float = 1.0
     """The same of elementwise kernels."""
-    context: int = CONTEXT
+    context: int = 0
+    """Bytes a process holds outside torch's allocator; where nothing was measured, what is published."""
     uuid: str = ""
     driver: str = ""
     pcie: tuple[int, int] = (0, 0)
@@ -58,3 +61,12 @@ class Device:
     mig: bool = False
     source: str = ""
     """Where the figures come from: `NVML`, or the card profile."""
+
+    def __post_init__(self) -> None:
+        if not self.context:
+            object.__setattr__(self, "context", published_context(self.compute_capability))
+
+
+def published_context(compute_capability: tuple[int, int]) -> int:
+    """Bytes of the CUDA context and its kernels on such a card; where nobody has published it, the largest known."""
+    return BARE_CONTEXTS.get(compute_capability, max(BARE_CONTEXTS.values())) + KERNELS

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner import snippet
-from planner.device import Device
+from planner.device import BARE_CONTEXTS, Device, published_context
 from planner.plan import Infeasible, Plan, Promise
 from planner.request import PICTURES, Fidelity, Request
 from planner.units import format_bytes, format_seconds
@@ -124,7 +124,7 @@ def _sums(plan: Plan) -> Table:
     where = f"highest in {worst.name}; " if worst else ""
     rows = [
         ("allocated", promise.allocated, f"{where}torch.cuda.max_memory_allocated()"),
-        ("context", promise.context, "what CUDA holds outside torch"),
+        ("context", promise.context, f"what CUDA holds outside torch, {_known(plan.device)}"),
         ("needed", promise.needed, "allocated and context"),
         ("reserved", promise.reserved, "torch's cache under the budget; torch.cuda.max_memory_reserved()"),
     ]
@@ -139,6 +139,13 @@ def _sums(plan: Plan) -> Table:
     for name, amount, meaning in rows:
         table.add_row(name, format_bytes(amount), Text(meaning))
     return table
+
+
+def _known(device: Device) -> str:
+    """Where the size of the context comes from."""
+    if device.context != published_context(device.compute_capability):
+        return "as measured"
+    return "as published" if device.compute_capability in BARE_CONTEXTS else "the most that is published"
 
 
 def switched_on(plan: Plan) -> str:
@@ -161,9 +168,11 @@ def _baseline(plan: Plan) -> str:
 
 
 def _budget(plan: Plan) -> str:
+    others = plan.device.total - plan.device.free
+    left = f" ({format_bytes(others)} of the card are in use by others)" if others else ""
     return (
-        f"Budget {plan.request.budget}: {format_bytes(plan.budget)}, of which {format_bytes(plan.promise.context)} "
-        f"are CUDA's context, so that torch may reserve {format_bytes(plan.capacity)}."
+        f"Budget {plan.request.budget}: {format_bytes(plan.budget)}{left}, of which "
+        f"{format_bytes(plan.promise.context)} are CUDA's context; torch may reserve {format_bytes(plan.capacity)}."
     )
 
 

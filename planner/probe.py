@@ -13,7 +13,7 @@ from types import ModuleType
 
 from planner.calibration import calibrated
 from planner.cards import card, nearest, pinned_rate
-from planner.device import Device
+from planner.device import Device, published_context
 from planner.errors import BadRequest, UnknownDevice
 from planner.units import FORMS, format_bytes
 
@@ -68,6 +68,22 @@ def probe_one(which: int | str = 0, *, nvml: ModuleType | None = None) -> Device
         return _device(session, named[0])
 
 
+def held(which: str, *, nvml: ModuleType | None = None) -> int | None:
+    """Bytes this process holds of the card with that uuid, its CUDA context included.
+
+    None where the driver does not tell: on Windows, and in containers with process numbers of their own.
+    """
+    with _session(nvml) as session:
+        unit = next((u for u in _visible(session) if which in (u.uuid, u.uuid.partition("-")[2])), None)
+        if unit is None:
+            return None
+        try:
+            running = session.nvmlDeviceGetComputeRunningProcesses(unit.handle)
+        except (session.NVMLError_NotSupported, session.NVMLError_NoPermission):
+            return None
+        return next((process.usedGpuMemory for process in running if process.pid == os.getpid()), None)
+
+
 def device_of_size(total: int, compute_capability: tuple[int, int] = (8, 6)) -> Device:
     """A card of `total` bytes of which nothing else is known, with the rates of the nearest known card."""
     if total <= 0:
@@ -79,6 +95,7 @@ def device_of_size(total: int, compute_capability: tuple[int, int] = (8, 6)) -> 
         total=total,
         free=total,
         compute_capability=compute_capability,
+        context=published_context(compute_capability),
         native_bf16=compute_capability >= BF16_SINCE,
         source=f"memory as given; rates of {known.source}, the nearest known card",
     )
@@ -173,6 +190,7 @@ def _device(nvml: ModuleType, unit: _Unit) -> Device:
         total=memory.total,
         free=memory.free,
         compute_capability=capability,
+        context=published_context(capability),
         native_bf16=capability >= BF16_SINCE,
         pinned_rate=pinned,
         pageable_rate=min(known.pageable_rate, pinned),

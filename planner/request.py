@@ -90,9 +90,12 @@ class Budget:
         return cls(reserve=amount) if auto else cls(amount=amount)
 
     def resolve(self, device: Device) -> int:
-        """Bytes of `device` for this process in all; BadBudget where the card cannot give them."""
+        """Bytes of `device` for this process in all, at most what others leave free.
+
+        BadBudget where the card cannot give them.
+        """
         if self.percent is not None:
-            return int(device.total * self.percent / 100)
+            return min(int(device.total * self.percent / 100), device.free)
         if self.amount is None and device.free <= self.reserve:
             raise BadBudget(
                 f"Budget {self} leaves nothing of the {format_bytes(device.free)} free on {device.name}; "
@@ -104,7 +107,7 @@ class Budget:
                 f"A budget of {format_bytes(amount)} is {format_bytes(amount - device.total)} more than the "
                 f"{format_bytes(device.total)} of {device.name}; write 100% for all of it or auto for what is free."
             )
-        return amount
+        return min(amount, device.free)
 
     def __str__(self) -> str:
         """The text that `parse` reads back as this budget."""

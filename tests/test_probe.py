@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 from typing import TypeVar
@@ -13,7 +14,7 @@ import pytest
 from planner.cards import card
 from planner.device import Device
 from planner.errors import BadRequest, UnknownDevice
-from planner.probe import device_of_size, probe, probe_one
+from planner.probe import device_of_size, held, probe, probe_one
 
 GIB = 2**30
 T = TypeVar("T")
@@ -33,6 +34,7 @@ class Fake:
     slices: tuple[Fake | None, ...] = ()
     multiprocessors: int = 0
     unprivileged: bool = False
+    processes: tuple[tuple[int, int | None], ...] | None = ()
 
 
 @dataclass
@@ -97,6 +99,9 @@ class FakeNvml(ModuleType):
         if (found := device.slices[index]) is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return found
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Fake) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in supported(handle.processes)]
 
     def nvmlDeviceGetAttributes(self, device: Fake) -> SimpleNamespace:
         return SimpleNamespace(multiprocessorCount=device.multiprocessors)
@@ -283,3 +288,19 @@ def test_a_card_of_some_size(total: int, capability: tuple[int, int]) -> None:
 def test_a_card_of_no_size() -> None:
     with pytest.raises(BadRequest, match="A card of 0 bytes"):
         device_of_size(0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        (((1, 10**9), (os.getpid(), 2 * 10**9)), 2 * 10**9),
+        (((1, 10**9),), None),  # a container: other process numbers than the driver's
+        (((os.getpid(), None),), None),  # Windows
+        (None, None),
+    ],
+)
+def test_what_this_process_holds(processes: tuple[tuple[int, int | None], ...] | None, expected: int | None) -> None:
+    nvml = FakeNvml(cards=(Fake(name="NVIDIA GeForce RTX 4090", uuid="GPU-1", total=24 * GIB, processes=processes),))
+    assert held("1", nvml=nvml) == expected
+    assert held("2", nvml=nvml) is None
+    assert nvml.sessions == 0
