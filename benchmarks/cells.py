@@ -78,12 +78,14 @@ class Cell:
     card: str
     cap: int
     options: tuple[Option, ...]
+    context: int = 0
+    """Bytes that CUDA holds; 0 for what is usual on such a card."""
 
     @property
     def device(self) -> Device:
         """The card with as much memory as the cap says."""
         known = next(known.device for known in catalogue() if known.slug == self.card)
-        return replace(known, total=self.cap, free=self.cap)
+        return replace(known, total=self.cap, free=self.cap, context=self.context or known.context)
 
     @property
     def words(self) -> str:

@@ -35,6 +35,8 @@ class Measured:
     images: int
     card: str
     cap: int
+    context: int
+    """Bytes of the cap that are not torch's."""
     options: str
     outcome: str
     """Under the cap: `ran`, `out of memory`, or `failed` with what the libraries said."""
@@ -52,7 +54,14 @@ class Measured:
             model=self.model, dtype=self.dtype, height=self.height, width=self.width, frames=self.frames,
             images=self.images,
         )  # fmt: skip
-        return Cell(name=self.cell, setting=setting, card=self.card, cap=self.cap, options=options_of(self.options))
+        return Cell(
+            name=self.cell,
+            setting=setting,
+            card=self.card,
+            cap=self.cap,
+            options=options_of(self.options),
+            context=self.context,
+        )
 
 
 TEXT = ("cell", "model", "dtype", "card", "options", "outcome", "phase")
@@ -147,7 +156,8 @@ def _row(cell: Cell, outcome: str, roomy: int, retries: int, phase: str, allocat
     s = cell.setting
     return Measured(
         cell=cell.name, model=s.model, dtype=s.dtype, height=s.height, width=s.width, frames=s.frames, images=s.images,
-        card=cell.card, cap=cell.cap, options=cell.words, outcome=outcome, roomy=roomy, retries=retries, phase=phase,
+        card=cell.card, cap=cell.cap, context=cell.device.context, options=cell.words, outcome=outcome, roomy=roomy,
+        retries=retries, phase=phase,
         allocated=allocated, reserved=reserved,
     )  # fmt: skip
 
