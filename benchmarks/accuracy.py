@@ -26,11 +26,12 @@ import measuring  # noqa: E402
 import published  # noqa: E402
 import scatter  # noqa: E402
 import summary  # noqa: E402
-from cells import CELLS, draw  # noqa: E402
-from comparing import Compared, compare  # noqa: E402
+from cells import CELLS, draw, wished  # noqa: E402
+from comparing import Compared, compare, unsaid  # noqa: E402
 from measuring import rig  # noqa: E402
 
 from planner.errors import PlannerError  # noqa: E402
+from planner.programs import Programs  # noqa: E402
 from planner.study import cache_folder  # noqa: E402
 
 RESULTS = HERE / "results"
@@ -72,6 +73,7 @@ def measure(asked: argparse.Namespace, file: Path) -> None:
                 with limited(LIMIT):
                     cells = list(draw(asked.seed, number, asked.cache, asked.model))
             except (PlannerError, TooLong) as refused:
+                measuring.append(file, measuring.unmeasured(wished(asked.seed, number, asked.model), str(refused)))
                 print(f"{asked.seed}/{number}", "refused:", refused, flush=True)
                 continue
             for cell in (cell for cell in cells if cell.name not in known):
@@ -86,10 +88,17 @@ def predict(asked: argparse.Namespace, measured: list[measuring.Measured]) -> li
     for setting, cells in groupby(measured, key=lambda row: row.is_of.setting):
         programs = setting.programs(asked.cache)
         for _, same in groupby(cells, key=lambda row: row.cell):
-            with limited(LIMIT):
-                rows += compare(list(same), programs)
+            rows += _compared(list(same), programs)
         programs.keep()
     return rows
+
+
+def _compared(same: list[measuring.Measured], programs: Programs) -> list[Compared]:
+    try:
+        with limited(LIMIT):
+            return compare(same, programs)
+    except TooLong as late:
+        return unsaid(same, str(late))
 
 
 def write_pages(asked: argparse.Namespace, rows: list[Compared]) -> None:

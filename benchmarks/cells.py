@@ -93,6 +93,12 @@ class Cell:
         return described(self.options)
 
 
+def wished(seed: int, number: int, models: Sequence[str] = ()) -> Cell:
+    """Setting `number` before anybody asked whether its pipeline takes it."""
+    setting = _rounded(_setting(Random(f"{seed}/{number}"), models or profiles.names()), COARSE)
+    return Cell(name=f"{seed}/{number}", setting=setting, card=catalogue()[0].slug, cap=CAPS[0], options=())
+
+
 def draw(seed: int, number: int, cache: Path, models: Sequence[str] = ()) -> Iterator[Cell]:
     """The cells of setting `number`; each depends on nothing drawn before.  Raises PlannerError for none at all."""
     rng = Random(f"{seed}/{number}")

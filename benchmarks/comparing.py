@@ -54,13 +54,20 @@ FITS, NOT = "fits", "does not fit"
 def compare(rows: Sequence[Measured], programs: Programs) -> list[Compared]:
     """The rows of one cell, the whole call first.  Peaks are compared under the cap where both run under it."""
     cell, outcome = rows[0].is_of, rows[0].outcome
+    if outcome.startswith(FAILED):
+        return unsaid(rows, "")
     pricer = Pricer(programs, cell.device, cell.setting.request, DEFAULT)
     try:
         priced = pricer.price(cell.options)
         said, predicted = _said(pricer, priced, cell.device, outcome)
     except PlannerError as error:
-        said, predicted = f"{FAILED}: {error}", {}
+        return unsaid(rows, str(error))
     return [_compared(row, said, predicted.get(row.phase, (0, 0))) for row in rows]
+
+
+def unsaid(rows: Sequence[Measured], why: str) -> list[Compared]:
+    """The rows of a cell of which nothing is predicted."""
+    return [_compared(row, f"{FAILED}: {why}" if why else "", (0, 0)) for row in rows]
 
 
 def _said(pricer: Pricer, priced: Priced, device: Device, outcome: str) -> tuple[str, dict[str, tuple[int, int]]]:

@@ -22,7 +22,7 @@ from planner.pricing import Pricer
 from planner.program import Load
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
-from planner.study import with_defaults
+from planner.tasks import prepared
 from planner.techniques import DEFAULT, Option
 
 FACTS = Path(__file__).parent / "published.csv"
@@ -71,7 +71,7 @@ def _request(
     profile: profiles.PipelineProfile, height: int | None, width: int | None, frames: int | None, images: int | None
 ) -> Request:
     asked = Request(height=height, width=width, frames=frames, images=images or 1, steps=STEPS, fidelity=Fidelity.LOSSY)
-    return with_defaults(asked, profile)
+    return prepared(profile, asked)[1]
 
 
 def _compared(row: dict[str, str], programs: Programs, request: Request) -> Published:

@@ -1,0 +1,89 @@
+"""Benchmarks are programs of their own: here only that they import, and what of them is pure."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "founding", "published"])
+def test_imports(benchmark: Any, name: str) -> None:
+    assert callable(benchmark(name).main if name != "published" else benchmark(name).report)
+
+
+def row(comparing: Any, **changes: Any) -> Any:
+    plain = comparing.Compared(
+        cell="1/0.0", model="sd15", dtype="", size="512×512", images=1, card="rtx-3070", cap=8 * 10**9,
+        options="vae_tiling=384 + placement=resident", phase="whole", said="fits", outcome="ran", roomy=0,
+        predicted_allocated=1010, allocated=1000, predicted_reserved=900, reserved=1000,
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def test_the_summary_counts_verdicts_and_explains_what_is_large(benchmark: Any) -> None:
+    comparing, summary = benchmark("comparing"), benchmark("summary")
+    rows = [
+        row(comparing),
+        row(comparing, cell="1/0.1", said="does not fit", predicted_allocated=1100),
+        row(comparing, cell="1/1.0", outcome="failed: no kernel", allocated=0, predicted_allocated=0),
+    ]
+    page = summary.page(rows, "run", {"torch": "2"}, {("1/0.1", "whole"): "a convolution"})
+    assert "| allocated, all | 2 | 5.50% | 10.00% | +1.00% | +10.00% |" in page
+    assert "| reserved, all | 2 | 10.00% | 10.00% | -10.00% | -10.00% |" in page
+    assert "| said: fits | 1 | 0 |" in page
+    assert "| said: does not fit | 1 | 0 |" in page
+    assert "| whole | +10.00% | a convolution |" in page
+    assert "failed: no kernel" in page.partition("## Left out")[2]
+
+
+def test_options_are_read_back_from_words(benchmark: Any) -> None:
+    words = "vae_tiling=384 + channels_last_vae=vae + vae_slicing + placement=model"
+    options = benchmark("measuring").options_of(words)
+    assert (
+        benchmark("cells")
+        .Cell(name="", setting=benchmark("cells").Setting(model="sd15"), card="rtx-3070", cap=1, options=options)
+        .words
+        == words
+    )
+    assert options[0].value == 384
+
+
+def test_the_plot_has_a_point_for_each_cell(benchmark: Any) -> None:
+    drawn = benchmark("scatter").plot([(1.0, 1.1, "model", "a & b"), (20.0, 19.0, "resident", "c")], "title")
+    assert drawn.count("<circle") == 4  # two points, two groups
+    assert "a &amp; b" in drawn
+
+
+def test_a_cell_depends_on_seed_and_number_only(benchmark: Any) -> None:
+    cells = benchmark("cells")
+    assert cells.wished(1, 5) == cells.wished(1, 5)
+    assert len({cells.wished(1, n).setting for n in range(30)}) > 25
+
+
+def test_every_published_row_is_compared_or_says_why_not(benchmark: Any) -> None:
+    with benchmark("published").FACTS.open(newline="") as lines:
+        facts = list(csv.DictReader(lines))
+    assert all(fact["source"] for fact in facts)
+    for fact in facts:
+        compared = [fact[name] for name in ("profile", "card", "options")]
+        assert all(compared) != bool(fact["left_out"])
+        assert any(compared) != bool(fact["left_out"])
