@@ -10,7 +10,7 @@ from itertools import count
 from math import inf
 
 from planner import solve
-from planner.pricing import Candidate, Priced, Pricer, neutral
+from planner.pricing import PLACEMENT, Candidate, Priced, Pricer, neutral
 from planner.rehearsal import Rehearsal
 from planner.scenes import SLACK, Limits, Scene, Scenes
 
@@ -96,7 +96,7 @@ def _by_bound(
 
 def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
     """Candidates of the options that concern the whole call, less those another is at least as good as."""
-    found = [pricer.price(())]
+    found = list(pricer.roots())
     for technique in pricer.techniques.values():
         if technique.scope != "call" or technique.name == "split":
             continue
@@ -104,14 +104,14 @@ def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
         for priced in found:
             options = pricer.offered(technique.name, priced)
             others = [pricer.price(pricer.merged(priced, (option,))) for option in options]
-            if any(option.neutral for option in options):
+            if technique.name == PLACEMENT or any(option.neutral for option in options):
                 grown += others
                 continue
             worse = [other for other in others if _no_better(other, priced)]
             pruned += [(other, priced) for other in worse]
             grown += [priced, *(other for other in others if other not in worse)]
         found = grown
-    return found
+    return pricer.standing(found)
 
 
 def _alone(scenes: Scenes, candidate: Candidate) -> Iterable[Scene]:

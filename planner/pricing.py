@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from planner.cost import Cost, Phase
+from planner.demands import chosen, demands
 from planner.device import Device
+from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons, kind_of
 from planner.program import Program, Variant
 from planner.programs import Programs
@@ -16,6 +18,8 @@ from planner.request import Request
 from planner.techniques.base import Option, Scope, Technique
 
 Candidate = tuple[Option, ...]
+PLACEMENT = "placement"
+"""The technique of which every candidate has an option: weights have to be somewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,7 @@ class Pricer:
         lessons: Lessons = NONE,
     ) -> None:
         self._programs, self._device, self._request, self._lessons = programs, device, request, lessons
+        self._demands = {demand.technique: demand for demand in demands(request, techniques)}
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
@@ -86,7 +91,7 @@ class Pricer:
     def baseline(self) -> Priced:
         """Nothing switched on, every component on the card."""
         bare = self.price(())
-        offered = (option for name in self.techniques for option in self.offered(name, bare))
+        offered = (option for name in self.techniques for option in self._options(name, bare))
         return self.price(self.merged(bare, tuple(option for option in offered if option.neutral)))
 
     def resized(self, request: Request) -> Pricer:
@@ -99,9 +104,46 @@ class Pricer:
         bare = tuple(option for option in candidate if not option.neutral)
         if not any(option.component for option in bare):
             return candidate
-        return neutral(candidate, self.offered("placement", self.price(bare)))
+        return neutral(candidate, self._options("placement", self.price(bare)))
+
+    def roots(self) -> tuple[Priced, ...]:
+        """What every candidate starts from: each way to have the techniques the request names.
+
+        Raises BadRequest with the reason where one of them cannot be had.
+        """
+        found = [self.price(())]
+        for demand in self._demands.values():
+            technique = self.techniques[demand.technique]
+            met = [(p, chosen(demand, technique, p.program, self._device, self._request)) for p in found]
+            if demand.technique != PLACEMENT:
+                found = [self.price(self.merged(priced, (option,))) for priced, options in met for option in options]
+        return tuple(found)
+
+    def stands(self, priced: Priced) -> bool:
+        """Whether what the request names is still on offer after all that was chosen before it."""
+        return all(
+            option in self._options(option.technique, self.price(priced.candidate[:place]))
+            for place, option in enumerate(priced.candidate)
+            if option.technique in self._demands and option.technique != PLACEMENT
+        )
+
+    def standing(self, found: Sequence[Priced]) -> list[Priced]:
+        """Those that stand.  Raises BadRequest where none does."""
+        kept = [priced for priced in found if self.stands(priced)]
+        if not kept:
+            asked = ", ".join((*self._request.use, *(f"without {name}" for name in self._request.without)))
+            raise BadRequest(f"{asked}: no combination has all of it; ask for less.")
+        return kept
 
     def offered(self, name: str, priced: Priced) -> tuple[Option, ...]:
+        """What can still be chosen: what the request names is there already, and what it rules out never is."""
+        options = self._options(name, priced)
+        if name == PLACEMENT:
+            demand, resident = self._demands.get(name), name in self._request.without
+            return tuple(o for o in options if (not demand or demand.meets(o)) and (o.neutral or not resident))
+        return () if name in self._demands or name in self._request.without else options
+
+    def _options(self, name: str, priced: Priced) -> tuple[Option, ...]:
         technique = self.techniques.get(name)
         return technique.options(priced.program, self._device, self._request) if technique else ()
 

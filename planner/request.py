@@ -162,6 +162,10 @@ class Request:
     fidelity: Fidelity = Fidelity.FAITHFUL
     dtype: str | None = None
     """`float16`, `bfloat16` or `float32`, also by their short names; None: as the weights are."""
+    use: tuple[str, ...] = ()
+    """Techniques the plan must have, such as `micro_batch` or `vae_tiling=512`."""
+    without: tuple[str, ...] = ()
+    """Techniques it must not have."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram"):
@@ -174,6 +178,8 @@ class Request:
         if len({name for name, _ in self.extra}) < len(self.extra):
             raise BadRequest("A call argument is given twice; give each name once.")
         object.__setattr__(self, "dtype", _dtype(self.dtype))
+        for name in ("use", "without"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
         for name in PICTURES:
             object.__setattr__(self, name, sizes(name, getattr(self, name)))
         object.__setattr__(self, "extra", tuple((name, _frozen(name, value)) for name, value in self.extra))
@@ -220,6 +226,14 @@ def _dtype(name: str | None) -> str | None:
     if known is None:
         raise BadRequest(f"{name!r} is not a dtype to plan with; choose float16, bfloat16 or float32.")
     return known
+
+
+def _names(field: str, given: object) -> tuple[str, ...]:
+    """Names of techniques, in a list or a single one."""
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadRequest(f"{field} is {given!r}; it has to name techniques, such as micro_batch or vae_tiling=512.")
+    return tuple(name.strip() for name in names)
 
 
 def _pairs(arguments: JSON) -> tuple[tuple[str, JSON], ...]:

@@ -76,8 +76,10 @@ class Scenes:
                 streams.setdefault(option.component, []).append(option)
         if not streams:
             return
-        leanest = self._pricer.merged(priced, tuple(options[-1] for options in streams.values()))
-        for combination in self._pricer.combinations(DENOISER, self._pricer.price(leanest)):
+        leanest = self._pricer.price(self._pricer.merged(priced, tuple(options[-1] for options in streams.values())))
+        if not self._pricer.stands(leanest):
+            return
+        for combination in self._pricer.combinations(DENOISER, leanest):
             yield self._scene(self._pricer.price(self._pricer.merged(priced, combination)), streams)
 
     def whole(self, scene: Scene, solution: solve.Solution) -> Priced:

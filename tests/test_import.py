@@ -21,7 +21,8 @@ ROOMS = (
     *("group_offload", "techniques", "settings", "programs", "lessons"),
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost"),
     *("rehearsal", "census", "calibrate"),
-    *("solve", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys", "apply", "snapshot"),
+    *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
+    *("apply", "snapshot"),
     *("folding", "snippet", "verify", "explain", "tables", "drawing", "pictures", "report", "auto", "cli", "__main__"),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""

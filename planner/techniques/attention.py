@@ -33,6 +33,7 @@ class AttentionBackend:
 
     name: str = "attention"
     scope: Scope = "call"
+    needs: str = "a model whose attention diffusers can switch, and a card, dtype and head size that some kernel serves"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         return tuple(

@@ -36,7 +36,8 @@ class Technique(Protocol):
     """One way to trade memory, time or fidelity.
 
     A technique offers only what the program and the device allow; a clash with an earlier technique shows as an
-    option that is not offered.
+    option that is not offered.  It may have `needs`, words that end the sentence "it needs …": the reason given to
+    someone who names it where nothing is offered.
     """
 
     @property

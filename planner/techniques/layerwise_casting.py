@@ -33,6 +33,7 @@ class LayerwiseCasting:
     for_good: bool = False
     name: str = "layerwise_casting"
     scope: Scope = "call"
+    needs: str = "a denoiser of diffusers that is not quantized"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component for component in program.components if _can(component)]

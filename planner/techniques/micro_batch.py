@@ -25,6 +25,7 @@ class MicroBatch:
 
     name: str = "micro_batch"
     scope: Scope = "denoiser"
+    needs: str = "a denoiser that is called with several rows which know nothing of each other"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component for component in program.components if _can(component)]

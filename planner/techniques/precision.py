@@ -26,6 +26,7 @@ class Precision:
 
     name: str = "precision"
     scope: Scope = "call"
+    needs: str = "weights in float32 and fidelity faithful"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
         single = any("denoiser" in part.traits and part.dtype == "float32" for part in program.components)

@@ -27,6 +27,7 @@ class Split:
 
     name: str = "split"
     scope: Scope = "call"
+    needs: str = "several images in one call"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         total = request.prompts * request.images

@@ -28,6 +28,7 @@ class Tracing:
     """What torch.compile hands its graphs to."""
     name: str = "tracing"
     scope: Scope = "denoiser"
+    needs: str = "several calls of one shape (calls=2 or more) and a denoiser whose weights stay on the card"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         if request.calls < 2:

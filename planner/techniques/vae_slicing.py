@@ -18,6 +18,7 @@ class VaeSlicing:
 
     name: str = "vae_slicing"
     scope: Scope = "autoencoder"
+    needs: str = "an autoencoder that slices, and several images or frames decoded at once"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component.name for component in program.components if "slicing" in component.traits]

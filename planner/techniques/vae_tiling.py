@@ -36,6 +36,7 @@ class VaeTiling:
 
     name: str = "vae_tiling"
     scope: Scope = "autoencoder"
+    needs: str = "an autoencoder that tiles, and an image larger than its smallest tile"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         if request.fidelity < Fidelity.FAITHFUL:

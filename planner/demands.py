@@ -1,0 +1,62 @@
+"""Demands: techniques that a request names, which every plan then has, and those it rules out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from planner.device import Device
+from planner.errors import BadRequest
+from planner.program import Program
+from planner.request import Fidelity, Request
+from planner.techniques.base import Option, Technique
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """A technique by name, and perhaps the value it is to have; without one, whichever is best."""
+
+    technique: str
+    value: str = ""
+
+    def meets(self, option: Option) -> bool:
+        """Whether this option is what was asked for."""
+        return option.technique == self.technique and self.value in ("", str(option.value))
+
+    def __str__(self) -> str:
+        return f"{self.technique}={self.value}" if self.value else self.technique
+
+
+def demands(request: Request, techniques: Sequence[Technique]) -> tuple[Demand, ...]:
+    """What the request names.  Raises BadRequest for techniques there are not, and for those also ruled out."""
+    found = tuple(Demand(technique=name, value=value) for name, _, value in (d.partition("=") for d in request.use))
+    named = {demand.technique for demand in found}
+    known = [technique.name for technique in techniques]
+    for name in (*(demand.technique for demand in found), *request.without):
+        if name not in known:
+            raise BadRequest(f"There is no technique {name!r} among the {len(known)} given; choose {', '.join(known)}.")
+    if both := sorted(named & set(request.without)):
+        raise BadRequest(f"{both[0]} is both asked for and ruled out; leave one of the two away.")
+    if parted := [technique for technique in techniques if technique.scope == "component" and technique.name in named]:
+        raise BadRequest(
+            f"{parted[0].name} is chosen for each component by itself; rule out what it competes with instead: "
+            "without=placement keeps weights on the card."
+        )
+    return found
+
+
+def chosen(
+    demand: Demand, technique: Technique, program: Program, device: Device, request: Request
+) -> tuple[Option, ...]:
+    """The options that meet a demand.  Raises BadRequest with the reason where there are none."""
+    options = technique.options(program, device, request)
+    if met := tuple(option for option in options if demand.meets(option)):
+        return met
+    if options:
+        raise BadRequest(f"{demand} is not on offer; choose {', '.join(str(option.value) for option in options)}.")
+    if freer := technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY)):
+        level = freer[0].fidelity.name.lower()
+        most = request.fidelity.name.lower()
+        raise BadRequest(f"{demand.technique} is {level}, and at most {most} was asked for; ask for fidelity {level}.")
+    needs = getattr(technique, "needs", "more than this pipeline, card and request have")
+    raise BadRequest(f"{demand.technique} cannot be had for this {program.pipeline}: it needs {needs}.")

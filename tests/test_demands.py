@@ -1,0 +1,69 @@
+"""What is named must be had, and what is ruled out must not; what cannot be had is refused with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from techniques import tiny
+
+from planner import plan
+from planner.cards import card
+from planner.errors import BadRequest
+from planner.request import Request
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny.stable_diffusion_xl(tmp_path_factory.mktemp("sdxl"))
+
+
+def planned(pipe: Any, **wanted: Any) -> Any:
+    asked = {"height": 512, "width": 512, "budget": "4GB", "steps": 2} | wanted
+    return plan(pipe, device=card("rtx-3070"), **asked)
+
+
+@pytest.mark.parametrize(
+    ("named", "value"),
+    [("micro_batch", 1), ("vae_tiling=256", 256), ("attention=math", "math"), ("placement=model", "model")],
+)
+def test_what_is_named_is_in_the_plan(sdxl: Any, named: str, value: str | int) -> None:
+    made = planned(sdxl, use=[named])
+    assert made.option(named.partition("=")[0]).value == value
+    assert made.from_json(made.to_json()) == made
+
+
+def test_several_go_together(sdxl: Any) -> None:
+    made = planned(sdxl, use=["micro_batch", "placement=sequential"])
+    assert {option.technique: option.value for option in made.options} == {"micro_batch": 1, "placement": "sequential"}
+
+
+def test_what_is_ruled_out_is_not(sdxl: Any) -> None:
+    free = planned(sdxl, images=4, use=["split"], without=["vae_slicing"])
+    assert free.option("split")
+    assert not planned(sdxl, images=4, without=["split", "vae_slicing"]).option("vae_slicing")
+    assert planned(sdxl, without=["placement"]).option("placement").neutral
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"use": ["fp8"]}, "no technique 'fp8' among"),
+        ({"use": ["layerwise_casting"]}, "layerwise_casting is lossy, and at most faithful was asked for"),
+        ({"use": ["vae_tiling"], "fidelity": "exact"}, "ask for fidelity faithful"),
+        ({"use": ["micro_batch=7"]}, "micro_batch=7 is not on offer; choose 1"),
+        ({"use": ["vae_slicing"]}, "it needs an autoencoder that slices, and several images"),
+        ({"use": ["split"], "without": ["split"]}, "both asked for and ruled out"),
+        ({"use": ["streaming"]}, "chosen for each component by itself"),
+        ({"use": ["tracing=jit", "placement=sequential"], "calls": 9}, "no combination has all of it"),
+        ({"use": [""]}, "it has to name techniques"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(sdxl: Any, wanted: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRequest, match=reason):
+        planned(sdxl, **wanted)
+
+
+def test_a_single_name_needs_no_list() -> None:
+    assert Request(use="micro_batch").use == ("micro_batch",)  # type: ignore[arg-type]
+    assert Request.from_json(Request(use=("split=2",), without=("tracing",)).to_json()).without == ("tracing",)
