@@ -78,4 +78,4 @@ def test_a_call_with_pictures_takes_what_is_predicted(vgpu: Server, tmp_path: Pa
     truth = measured(vgpu, model, asked, predicted.pop("sides"))  # type: ignore[arg-type]
     errors = {phase: predicted[phase] / peak - 1 for phase, peak in truth.items()}
     assert -0.003 <= errors["whole"] <= 0.005, errors
-    assert all(-0.01 <= error <= 0.02 for error in errors.values()), errors
+    assert min(errors.values()) >= -0.005, errors  # more is foreseen where casts and copies follow a component's call
