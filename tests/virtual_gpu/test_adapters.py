@@ -80,7 +80,7 @@ def adapted(model: str, adapter: str, rank: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("model", "adapter", "rank"), CASES)
 def test_an_adapter_takes_what_is_predicted(vgpu: Server, model: str, adapter: str, rank: int) -> None:
     arguments = {"model": model, "adapter": adapter, "rank": rank}
-    answer = vgpu.script(adapted, arguments, **rig.card("rtx-3090") | {"vram": 80 * rig.GIB})
+    answer = vgpu.script(adapted, arguments, **rig.card("rtx-3090") | {"vram": 80 * rig.GIB}, limit=900)
     assert answer["added"] > 10**6
     errors = {phase: answer["foreseen"][phase] / peak - 1 for phase, peak in answer["seen"].items()}
     assert abs(errors.pop("whole")) <= 0.003
