@@ -160,6 +160,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_counts_are_right() -> None:
     pipelines, cards = (len(list((profiles.shipped() / kind).glob("*.toml"))) for kind in ("pipelines", "gpus"))
     assert f"Profiles of {pipelines} pipelines and {cards} cards" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"one of {pipelines} shipped pipelines" in README
 
 
 def test_paths_named_in_prose_exist() -> None:
