@@ -15,7 +15,7 @@ TRACED = (
     "allegro", "animatediff-sd15", "audioldm2", "auraflow", "chroma", "cogvideox-2b", "cogview3-plus", "if-i-m",
     "flux1-schnell", "flux2-klein-4b", "hidream", "hunyuandit-v1.2", "hunyuanvideo", "kandinsky-2.2-decoder", "kolors",
     "latte", "ltx-video-0.9.0", "lumina2", "mochi", "modelscope", "pixart-sigma", "qwen-image-edit", "sana",
-    "sd-x4-upscaler", "sd3-medium", "sdxl-refiner", "stable-audio", "svd", "wan2.1-t2v-1.3b", "wuerstchen-decoder",
+    "sd-x4-upscaler", "sd3-medium", "sdxl-inpainting", "stable-audio", "svd", "wan2.1-t2v-1.3b", "wuerstchen-decoder",
     "z-image-turbo",
 )  # fmt: skip
 """One profile of each family, two of kinds that start from something else than a prompt."""
