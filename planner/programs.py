@@ -134,9 +134,14 @@ class Programs:
         return self._others[request]
 
     def keep(self) -> None:
-        """Write what was recorded to disk, where programs are kept at all."""
+        """Write what was recorded to disk, where programs are kept at all.
+
+        Not what was recorded under techniques of others: nothing says when their code changes.
+        """
         if self._fresh and self._folder and self._key:
-            store.save(self._folder, self._key, tuple(self._known.values()))
+            own = {t.name for t in self._techniques if type(t).__module__.startswith("planner.")}
+            lasting = (p for p in self._known.values() if {s.technique for s in p.variant.settings} <= own)
+            store.save(self._folder, self._key, tuple(lasting))
             self._fresh = False
         for other in self._others.values():
             other.keep()
