@@ -50,8 +50,10 @@ def drawn(seed: int, draws: int, cache: Path) -> list[Conv | Attention]:
     """Distinct convolutions and attentions of programs drawn at random."""
     dice = random.Random(seed)
     kernels: dict[Conv | Attention, None] = {}
-    for number in range(draws):
-        profile = profiles.find(profiles.names()[number % len(profiles.names())])
+    order: list[str] = []
+    for _ in range(draws):
+        order = order or dice.sample(profiles.names(), len(profiles.names()))
+        profile = profiles.find(order.pop())
         dtype = dice.choice((None, None, "float16", "bfloat16", "float32"))
         programs = Programs(FromProfile(profile, dtype), _request(profile, dice), cache)
         parts = frozenset(c.name for c in profile.components if c.name in ("vae", "unet"))
@@ -70,7 +72,7 @@ def _request(profile: profiles.PipelineProfile, dice: random.Random) -> Request:
     usual = profile.defaults
     scale = dice.choice(SCALES)
     height, width = (
-        round(edge * scale * dice.choice((1, 1, 1.5)) / 64) * 64 if edge else None
+        max(64, round(edge * scale * dice.choice((1, 1, 1.5)) / 64) * 64) if edge else None
         for edge in (usual.height, usual.width)
     )
     frames = {"frames": dice.choice((17, 33, usual.frames))} if usual.frames else {}

@@ -57,9 +57,14 @@ class Rehearsal:
         return replace(self, allocated=int(self.allocated * by), reserved=int(self.reserved * by), phases=phases)
 
 
-def rehearse(program: Program, device: Device, *, capacity: int | None = None, cost: Cost | None = None) -> Rehearsal:
-    """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes."""
-    stage = _Stage(program, device, capacity, cost or Cost(device))
+def rehearse(
+    program: Program, device: Device, *, capacity: int | None = None, cost: Cost | None = None, expandable: bool = False
+) -> Rehearsal:
+    """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes.
+
+    `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
+    """
+    stage = _Stage(program, device, Allocator(capacity=capacity, expandable=expandable), cost or Cost(device))
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
@@ -94,8 +99,8 @@ class _Scene:
 
 
 class _Stage:
-    def __init__(self, program: Program, device: Device, capacity: int | None, cost: Cost) -> None:
-        self.allocator = Allocator(capacity=capacity)
+    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost) -> None:
+        self.allocator = allocator
         self.course = _Scene()
         self._program, self._device, self._cost = program, device, cost
         self._warm = False

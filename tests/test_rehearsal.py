@@ -156,3 +156,23 @@ def test_calls_under_more_load_are_replayed_again() -> None:
     program = course(call, call, call, Alloc(0, 30 * MiB), call, bodies=(work,))
     assert rehearse(program, device()).allocated == 42 * MiB
     assert rehearse(program, device(), capacity=40 * MiB).failed == "unet"
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs())
+def test_expandable_segments_reserve_little_more_than_is_allocated(program: Program) -> None:
+    """Pages of 20 MiB and of 2 MiB: at most one of each kind is partly used when nothing was freed between."""
+    card = device()
+    plain, expandable = rehearse(program, card), rehearse(program, card, expandable=True)
+    assert expandable.allocated <= plain.allocated  # blocks are always split
+    assert expandable.allocated <= expandable.reserved
+    assert [name for name, _, _ in expandable.phases] == [name for name, _, _ in plain.phases]
+
+
+def test_expandable_segments_join_what_was_freed() -> None:
+    """12 + 12 + 24 MiB: the last fits where the first two lay, and needs a segment of its own otherwise."""
+    sizes = 12 * MiB, 12 * MiB, 24 * MiB
+    events = (Alloc(0, sizes[0]), Alloc(1, sizes[1]), Free(0), Free(1), Alloc(2, sizes[2]), Free(2))
+    program = course(*events)
+    assert rehearse(program, device()).reserved == 48 * MiB
+    assert rehearse(program, device(), expandable=True).reserved == 40 * MiB
