@@ -299,7 +299,7 @@ def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
     """
     match kernel:
         case Conv():
-            return workspace.copied(kernel), *workspace.engines(kernel, device)
+            return workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
             return attention.requests(kernel, device)
         case Plain(scratch=size):

@@ -22,25 +22,36 @@ DIRECT_CHANNELS = 4
 NARROW_CHANNELS = 16
 """Input channels up to which a pointwise convolution runs without conversion."""
 
+INDEXED = 2**31
+"""Numbers in one image from which the engines that need no workspace are not taken: fp16 video decodes of 17 frames of
+1280x704 took x + w + y on the virtual GPU, on every card, where cuDNN offers engines with none."""
+
 
 def cublas(compute_capability: tuple[int, int]) -> int:
     """Bytes of the persistent cuBLAS workspace of one stream."""
     return CUBLAS_LARGE if compute_capability[0] >= 9 else CUBLAS
 
 
-def copied(conv: Conv) -> int:
+def copied(conv: Conv, device: Device) -> int:
     """Bytes that torch copies into the layout the convolution runs in, held while it runs."""
     last = conv.input_last or conv.weight_last
     x, w, _ = _sizes(conv)
+    if prod(conv.weight[2:]) == 1:  # such a weight lies in both layouts
+        w = 0
+    if _unfolds(conv, device):  # which torch does with contiguous tensors only
+        return (x if conv.input_last or (conv.copied and not last) else 0) + (w if conv.weight_last else 0)
     return (x if conv.copied else 0) + (w if last and not conv.weight_last else 0)
 
 
 def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:
     """Bytes of workspace in the order torch tries engines: the first alone, or every one down to the leanest."""
-    if conv.dtype == "bfloat16" and device.compute_capability < (8, 0):
+    if _unfolds(conv, device):
         return (_columns(conv) * ITEM_SIZE[conv.dtype],)
     if _native(conv):
         return (0,)
+    if any(prod(shape[1:]) >= INDEXED for shape in (conv.input, conv.output)):
+        x, w, y = _sizes(conv)
+        return (x + y + (w if prod(conv.weight[2:]) > 1 else 0),)
     if asked := cudnn.workspaces(_question(conv), _card(device), every=every):
         return asked
     first = _rule(conv, device.compute_capability)
@@ -52,8 +63,15 @@ def _sizes(conv: Conv) -> tuple[int, int, int]:
     return prod(conv.input) * item, prod(conv.weight) * item, prod(conv.output) * item
 
 
+def _unfolds(conv: Conv, device: Device) -> bool:
+    """Whether cuDNN has no kernels, and torch multiplies matrices instead (im2col)."""
+    return conv.dtype == "bfloat16" and device.compute_capability < (8, 0)
+
+
 def _columns(conv: Conv) -> int:
-    """Torch's im2col, one image at a time, where cuDNN has no kernels."""
+    """Torch's im2col, one image at a time; a pointwise convolution of a map is a product as it stands."""
+    if len(conv.weight) == 4 and prod(conv.weight[2:]) == 1 and set(conv.stride) <= {1} and not any(conv.padding):
+        return 0
     return prod(conv.weight[2:]) * conv.input[1] * prod(conv.output[2:])
 
 

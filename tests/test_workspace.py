@@ -16,7 +16,8 @@ MiB = 2**20
 
 def convolution(given: Conv, capability: tuple[int, int]) -> int:
     """Everything torch and cuDNN hold beside x, w and y."""
-    return copied(given) + engines(given, device(capability))[0]
+    card = device(capability)
+    return copied(given, card) + engines(given, card)[0]
 
 
 AMPERE = [(8, 0), (8, 6), (8, 9), (12, 0)]
@@ -65,10 +66,10 @@ def test_bfloat16_is_as_float16_where_the_card_has_it(capability: tuple[int, int
     assert convolution(conv("bfloat16", 256, 1024, 256, last="xw"), capability) == 0
 
 
-@pytest.mark.parametrize("last", ["", "xw"])
-def test_bfloat16_unfolds_the_image_on_older_cards(last: str) -> None:
-    """No cuDNN kernels below 8.0: torch's im2col, nine positions of each input channel: 4608 MiB were measured."""
-    assert convolution(conv("bfloat16", 256, 1024, 256, last=last), (7, 5)) == 4608 * MiB
+@pytest.mark.parametrize(("last", "mebibytes"), [("", 4608), ("w", 4610)])
+def test_bfloat16_unfolds_the_image_on_older_cards(last: str, mebibytes: int) -> None:
+    """No cuDNN kernels below 8.0: torch's im2col, nine positions of each input channel, as was measured."""
+    assert convolution(conv("bfloat16", 256, 1024, 256, last=last), (7, 5)) / MiB == pytest.approx(mebibytes, abs=1)
 
 
 def test_unfolding_goes_image_by_image() -> None:
@@ -149,3 +150,28 @@ def test_three_dimensional_convolutions_follow_the_same_rule() -> None:
 def test_cublas_keeps_one_workspace(size: int, capabilities: list[tuple[int, int]]) -> None:
     """0x820000 bytes by default, 0x2000000 for major versions 9 to 12 (torch 2.14, parseChosenWorkspaceSize)."""
     assert {cublas(capability) for capability in capabilities} == {size}
+
+
+def test_pointwise_weights_lie_in_both_layouts() -> None:
+    """Nothing was copied on the virtual GPU where the input alone is channels-last."""
+    assert convolution(conv("float16", 1024, 64, 4096, kernel=1, last="x"), (8, 6)) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "mebibytes"),
+    [
+        (conv("bfloat16", 512, 80, 512, images=6, last="x"), 94.2),  # columns and a contiguous input
+        (conv("bfloat16", 384, 32, 384, images=2, last="w"), 9.3),  # columns and a contiguous weight
+        (conv("bfloat16", 512, 160, 256, kernel=1, images=12), 0),  # a product as it stands
+    ],
+)
+def test_unfolding_on_older_cards_works_on_contiguous_tensors(given: Conv, mebibytes: float) -> None:
+    """Measured on the virtual GPU, compute capability 7.5."""
+    assert convolution(given, (7, 5)) / MiB == pytest.approx(mebibytes, abs=0.5)
+
+
+@pytest.mark.parametrize("capability", AMPERE)
+def test_images_beyond_32_bit_indices_are_converted(capability: tuple[int, int]) -> None:
+    """15,880 MiB were measured on the virtual GPU on 8.0, 8.6 and 12.0."""
+    x, w, y = (1, 256, 19, 706, 1282), (256, 256, 3, 3, 3), (1, 256, 17, 704, 1280)
+    assert convolution(Conv("float16", x, w, y, (1, 1, 1)), capability) / MiB == pytest.approx(15_880, abs=1)
