@@ -251,10 +251,15 @@ PLACED = 2**33
 class Unit(NamedTuple):
     """A module whose weights travel together when its component is streamed."""
 
-    path: str
-    """Relative to the component: `transformer_blocks.7`."""
+    paths: tuple[str, ...]
+    """Relative to the component: `transformer_blocks.7`; more than one where modules share all their weights."""
     places: tuple[int, ...]
     """Which of the component's weights are its parameters."""
+
+    @property
+    def path(self) -> str:
+        """Its name."""
+        return self.paths[0]
 
 
 class Stack(NamedTuple):

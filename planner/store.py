@@ -15,7 +15,7 @@ from typing import Any
 from planner import program as p
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 7
+FORMAT = 10
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
@@ -127,13 +127,18 @@ def _event(row: list[Any]) -> Event:
 
 def _component(data: dict[str, Any]) -> Component:
     sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
-    units = tuple(Unit(path, tuple(places)) for path, places in data["units"])
+    units = tuple(map(_unit, data["units"]))
     stacks = tuple(_stack(*stack) for stack in data["stacks"])
     return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units, "stacks": stacks})
 
 
+def _unit(data: list[Any]) -> Unit:
+    paths, places = data
+    return Unit(tuple(paths), tuple(places))
+
+
 def _stack(path: str, lists: list[Any], rest: list[int]) -> Stack:
-    return Stack(path, tuple(tuple(Unit(p, tuple(places)) for p, places in blocks) for blocks in lists), tuple(rest))
+    return Stack(path, tuple(tuple(map(_unit, blocks)) for blocks in lists), tuple(rest))
 
 
 def _frozen(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 FINEST = 12
@@ -21,28 +21,49 @@ def held(module: Any) -> Iterator[Any]:
                 yield tensor
 
 
-def units_of(root: Any) -> tuple[tuple[str, Any, tuple[int, ...]], ...]:
-    """Path and module of each unit, and the places of its parameters in `held(root)`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamable:
+    """A module that can travel by itself, with those that hold the very same weights, such as tied embeddings."""
 
-    Buffers and parameters that two modules share belong to no unit, for they must be there whenever one of them runs.
+    paths: tuple[str, ...]
+    modules: tuple[Any, ...]
+    places: tuple[int, ...]
+    """Of its parameters in `held(root)`."""
+
+
+def units_of(root: Any) -> tuple[Streamable, ...]:
+    """What a component can be streamed by, in the order in which it holds it.
+
+    Buffers, and parameters that are tied between modules of different kinds, belong to no unit: they must be there
+    whenever one of these runs.
     """
     places = {id(tensor): place for place, tensor in enumerate(held(root))}
-    owners = Counter(id(p) for part in root.modules() for p in part._parameters.values() if p is not None)
-    total = sum(_bytes(p) for p in root.parameters())
+    holders: dict[int, set[int]] = {}
+    for part in root.modules():
+        for parameter in part._parameters.values():
+            holders.setdefault(id(parameter), set()).add(id(part))
+    alike: dict[tuple[int, ...], list[tuple[str, Any]]] = {}
+    for path, module in _within(root, "", sum(map(_bytes, root.parameters()))):
+        alike.setdefault(tuple(id(p) for p in module.parameters() if id(p) in places), []).append((path, module))
+    found = []
+    for mine, same in alike.items():
+        inside = {id(part) for _, module in same for part in module.modules()}
+        own = tuple(places[p] for p in mine if holders[p] <= inside)
+        modules = {id(module): module for _, module in same}
+        paths = tuple(path for path, _ in same)
+        found.append(Streamable(paths=paths, modules=tuple(modules.values()), places=own))
+    return tuple(unit for unit in found if unit.places)
 
-    def within(part: Any, path: str) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
-        own = [p for p in part.parameters() if id(p) in places]
-        small = sum(map(_bytes, own)) * FINEST <= total
-        children = [(name, child) for name, child in part.named_children() if any(True for _ in child.parameters())]
-        if path and (small or not children) and not _is_list(part):
-            mine = tuple(places[id(p)] for p in own if owners[id(p)] == 1)
-            if mine:
-                yield path, part, mine
-            return
-        for name, child in children:
-            yield from within(child, f"{path}.{name}" if path else name)
 
-    return tuple(within(root, ""))
+def _within(part: Any, path: str, total: int) -> Iterator[tuple[str, Any]]:
+    """The modules from here on that are small enough or hold no others; a module that lies in two places, once."""
+    children = [(name, child) for name, child in part.named_children() if any(True for _ in child.parameters())]
+    small = sum(map(_bytes, part.parameters())) * FINEST <= total
+    if path and (small or not children) and not _is_list(part):
+        yield path, part
+        return
+    for name, child in children:
+        yield from _within(child, f"{path}.{name}" if path else name, total)
 
 
 def _bytes(tensor: Any) -> int:

@@ -26,6 +26,8 @@ from planner.program import (
     Unit,
 )
 
+LAYER = 2
+"""Weights a single layer has at most: its matrix and its bias."""
 ALIGNED = 512
 """Each weight of a unit starts at a multiple of this in the one block that holds them all."""
 
@@ -50,13 +52,16 @@ def spread(sizes: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def streamable(program: Program, name: str) -> bool:
-    """Whether every unit of the component is called, and every call of the component stands on its own."""
+    """Whether every call of the component stands on its own, and nothing uses a unit's weights but the unit itself.
+
+    A unit that is not called is one the request has no use for, such as a vision tower, unless it is a single layer.
+    """
     component = program.component(name)
     calls = list(_calls(program, name))
     if not component.units or not calls or any(isinstance(call, Enter) for call in calls):
         return False
     seen = {path for call in calls if isinstance(call, Call) for path in _Flat(program, component).touched(call)}
-    return seen == {unit.path for unit in component.units}
+    return bool(seen) and all(unit.path in seen or len(unit.places) > LAYER for unit in component.units)
 
 
 def successor(program: Program, name: str) -> str:
@@ -143,12 +148,13 @@ class _Flat:
     component: Component
     events: list[Event | _Begin | _End] = field(default_factory=list)
     _numbers: int = 0
-    _units: frozenset[str] = frozenset()
+    _units: dict[str, str] = field(default_factory=dict)
+    """Name of the unit at each path."""
     _above: frozenset[str] = frozenset()
     """Paths of the modules that hold units."""
 
     def __post_init__(self) -> None:
-        self._units = frozenset(unit.path for unit in self.component.units)
+        self._units = {path: unit.path for unit in self.component.units for path in unit.paths}
         self._above = frozenset(above for path in self._units for above in _holders(path))
 
     def touched(self, call: Call) -> tuple[str, ...]:
@@ -175,10 +181,10 @@ class _Flat:
                     self._call(inner, module, kept, self._path(here, module), names)
                 case Enter(module, _):
                     inside.append(self._path(here, module))
-                    self.events += [event, *([_Begin(inside[-1])] if inside[-1] in self._units else [])]
+                    self.events += [event, *([_Begin(self._units[inside[-1]])] if inside[-1] in self._units else [])]
                 case Exit():
                     done = inside.pop()
-                    self.events += [*([_End(done)] if done in self._units else []), event]
+                    self.events += [*([_End(self._units[done])] if done in self._units else []), event]
                 case _:
                     self.events.append(event)
 
@@ -186,7 +192,8 @@ class _Flat:
         self, inner: int, module: str, kept: tuple[tuple[int, int], ...], path: str, names: dict[int, int]
     ) -> None:
         if path in self._units:
-            self.events += [_Begin(path), Call(inner, module, self._renamed(kept, names)), _End(path)]
+            unit = self._units[path]
+            self.events += [_Begin(unit), Call(inner, module, self._renamed(kept, names)), _End(unit)]
         elif path in self._above and module:
             local: dict[int, int] = {}
             self.events.append(Enter(module, ()))
@@ -205,9 +212,13 @@ class _Flat:
         return names[buffer]
 
     def _path(self, here: str, module: str) -> str:
-        """Modules that are used past their parent, such as tied embeddings, are known by their own path."""
+        """Where a module lies.  One that is used past its parent is known by the only place that ends with its name."""
         path = f"{here}.{module}" if here and module else here or module
-        return module if module in self._units and path not in self._units | self._above else path
+        known = self._units.keys() | self._above
+        if path in known or not module:
+            return path
+        ends = [other for other in known if other == module or other.endswith(f".{module}")]
+        return ends[0] if len(ends) == 1 else path
 
 
 def _holders(path: str) -> Iterator[str]:

@@ -245,7 +245,7 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
         traits=frozenset(trait for trait, has in (*_traits(name, module), *_traits_in(pipe, module)) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
-        units=() if is_autoencoder(module) else tuple(Unit(path, places) for path, _, places in units_of(module)),
+        units=() if is_autoencoder(module) else tuple(Unit(unit.paths, unit.places) for unit in units_of(module)),
         stacks=stacks_of(module),
     )  # fmt: skip
 

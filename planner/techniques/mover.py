@@ -24,8 +24,8 @@ def room(tensor: Any) -> int:
 class Cargo:
     """The weights of one unit: at home on the host, and on the card while they are wanted."""
 
-    def __init__(self, module: Any, parameters: Sequence[Any], device: Any, stream: Any) -> None:
-        self.module, self._parameters = module, parameters
+    def __init__(self, modules: Sequence[Any], parameters: Sequence[Any], device: Any, stream: Any) -> None:
+        self.modules, self._parameters = modules, parameters
         self._device, self._stream = device, stream
         self._before = [parameter.device for parameter in parameters]
         self._home = page_locked(sum(map(room, parameters)), device)
@@ -147,10 +147,11 @@ class Mover:
 
 
 def hooked(cargo: Cargo, before: Any, after: Any) -> Iterator[Any]:
-    """Handles of hooks that call `before(cargo)` and, even if it fails, `after(cargo)` around the module's forward."""
-    yield cargo.module.register_forward_pre_hook(lambda _module, _inputs: before(cargo), prepend=True)
-    if after is not None:
-        yield cargo.module.register_forward_hook(lambda _module, _inputs, _output: after(cargo), always_call=True)
+    """Handles of hooks that call `before(cargo)` and, even if it fails, `after(cargo)` around its modules."""
+    for module in cargo.modules:
+        yield module.register_forward_pre_hook(lambda _module, _inputs: before(cargo), prepend=True)
+        if after is not None:
+            yield module.register_forward_hook(lambda _module, _inputs, _output: after(cargo), always_call=True)
 
 
 def views(block: Any, parameters: Sequence[Any]) -> Iterator[Any]:

@@ -102,7 +102,7 @@ def move_units(module: Any, count: int, *, device: str = "", until: Any = None, 
         )
     target, tensors = torch.device(device or default_device()), list(held(module))
     stream = own_stream(target)
-    weights = [[tensors[place] for place in places] for _, _, places in units]
+    weights = [[tensors[place] for place in unit.places] for unit in units]
     away = set(spread([sum(map(room, group)) for group in weights], count))
     travelling = away if until is None else set(range(len(units)))
     if strange := next((p for n in travelling for p in weights[n] if type(p) is not torch.nn.Parameter), None):
@@ -110,7 +110,7 @@ def move_units(module: Any, count: int, *, device: str = "", until: Any = None, 
             f"{type(module).__name__} holds 1 or more weights of type {type(strange).__name__}, which cannot be copied "
             "byte by byte; leave `streaming` out for it."
         )
-    cargos = {n: Cargo(units[n][1], weights[n], target, stream) for n in sorted(travelling)}
+    cargos = {n: Cargo(units[n].modules, weights[n], target, stream) for n in sorted(travelling)}
     gone = {id(p) for n in travelling for p in weights[n]}
     mover = Mover([cargos[n] for n in sorted(away)], [cargos[n] for n in sorted(travelling - away)])
     undos = [mover.dissolve, moved([t for t in tensors if id(t) not in gone], target)]
