@@ -6,7 +6,9 @@ computed once however often it is called.  `planner.rehearsal` replays the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from planner import attention, clock, workspace
 from planner.clock import Clock, Row, Span
@@ -37,6 +39,9 @@ from planner.program import (
 
 GRAIN = 512
 """The allocator rounds every request up to this (kMinBlockSize)."""
+
+MOVES = (Load, Drop, Cast, Fetch, Await)
+"""Events after which a state is more than bytes in use."""
 
 BEFORE = "start"
 """The phase before the first component is called: weights on the card, inputs made."""
@@ -111,13 +116,14 @@ class Cost:
         walk = walk.copy(program) if walk else Walk.begin(self, program)
         kept = [w for w in walked if w.place <= walk.place]
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
-        for place, (event, called) in enumerate(calls(events[walk.place :]), walk.place):
+        again: dict[tuple[object, ...], Stretch] = {}
+        for place, called, stretch in stretches(events, walk.place):
             if called and called != walk.now:
                 walk.place = place
                 kept.append(walk.copy(program))
                 tracing = program.tracing if called in denoisers else "none"
                 walk.turn(called, tracing, self._calls * program.variant.splits)
-            walk.take(event)
+            walk.take(stretch, again)
         self._walks[key] = events, kept
         return walk.phases(program.variant.splits)
 
@@ -154,6 +160,25 @@ class Cost:
         return Body(meter.peak, meter.most, meter.clock.span, meter.sizes)
 
 
+def stretches(events: tuple[Event, ...], start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:
+    """A course from `start` on in parts that begin with a component call: place, module called, events."""
+    began, module = start, ""
+    for place, (_, called) in enumerate(calls(events[start:]), start):
+        if called and place > start:
+            yield began, module, events[began:place]
+            began = place
+        module = called or module if place == began else module
+    yield began, module, events[began:]
+
+
+class Stretch(NamedTuple):
+    """What part of a course does from one state: its peak, its seconds, and the state after it."""
+
+    peak: Peak
+    seconds: float
+    after: tuple[int, int, frozenset[tuple[int, int]]]
+
+
 class Walk:
     """A course walked up to `place`: variants that differ later only go on from here."""
 
@@ -181,14 +206,30 @@ class Walk:
         self.now, self.meter.tracing = phase, tracing
         self._seconds.setdefault(phase, GRAPH_SECONDS[tracing] / calls)
 
-    def take(self, event: Event) -> None:
-        """Count one event in the phase under way; weights there before the call take none of its time."""
-        self.meter.start()
-        self.meter.take(event)
-        if self.now not in self._peaks or self.meter.most > self._peaks[self.now].total:
-            self._peaks[self.now] = self.meter.peak
+    def take(self, events: tuple[Event, ...], again: dict[tuple[object, ...], Stretch]) -> None:
+        """Count events of the phase under way; what was done from the same state before is not counted anew."""
+        key = (events, tuple(map(type, events)), *self.meter.state)  # as plain tuples, Free(0) and Run(0) are equal
+        stretch = again.get(key)
+        if stretch:
+            self.meter.resume(stretch.after)
+        else:
+            stretch = self._stretch(events)
+            if not any(isinstance(event, MOVES) for event in events):
+                again[key] = stretch
+        if self.now not in self._peaks or stretch.peak.total > self._peaks[self.now].total:
+            self._peaks[self.now] = stretch.peak
         if self.now != BEFORE:
-            self._seconds[self.now] += self.meter.clock.span.seconds
+            self._seconds[self.now] += stretch.seconds
+
+    def _stretch(self, events: tuple[Event, ...]) -> Stretch:
+        """Weights there before the call take none of its time."""
+        peak, seconds = Peak(self.meter.weights, self.meter.activations), 0.0
+        for event in events:
+            self.meter.start()
+            self.meter.take(event)
+            peak = max(peak, self.meter.peak, key=lambda peak: peak.total)
+            seconds += self.meter.clock.span.seconds
+        return Stretch(peak, seconds, self.meter.state[1:])
 
     def phases(self, splits: int) -> tuple[Phase, ...]:
         """What was counted, for as many calls as the request is split into."""
@@ -214,6 +255,16 @@ class Meter:
         other.weights, other.activations, other.sizes = self.weights, self.activations, dict(self.sizes)
         other._loaded = {key: list(sizes) for key, sizes in self._loaded.items()}
         return other
+
+    @property
+    def state(self) -> tuple[str, int, int, frozenset[tuple[int, int]]]:
+        """What the effect of further events depends on, apart from weights that leave."""
+        return self.tracing, self.weights, self.activations, frozenset(self.sizes.items())
+
+    def resume(self, state: tuple[int, int, frozenset[tuple[int, int]]]) -> None:
+        """Go on from a state."""
+        self.weights, self.activations, sizes = state
+        self.sizes = dict(sizes)
 
     def start(self) -> None:
         """Measure peak and time from here."""

@@ -30,7 +30,7 @@ def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int
             yield from _within(child, inner, named, places)
         elif _is_list(child):
             blocks = ((f"{inner}.{label}", block) for label, block in child.named_children())
-            lists.append(tuple(Unit(where, tuple(_places(block, places))) for where, block in blocks))
+            lists.append(tuple(Unit((where,), tuple(_places(block, places))) for where, block in blocks))
         else:
             rest += _places(child, places)
     yield Stack(path, tuple(lists), tuple(dict.fromkeys(rest)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 import torch
 
@@ -68,7 +70,7 @@ class Recorder:
             caller.events += noted
             caller.born |= frame.born
             return Done(recording=None, kept=(), noted=noted)
-        events, local = _renumbered(frame.events)
+        events, local = _renumbered(frame.events, anew=caller is not None)
         index = self.keep(Recording(name=frame.name, own=frame.own, events=events))
         kept = tuple((local[serial], serial) for serial in sorted(frame.born))
         call = Call(index, frame.module, kept)
@@ -194,22 +196,33 @@ class Recorder:
             frame.inlined = True
 
 
-def _renumbered(events: list[Event]) -> tuple[tuple[Event, ...], dict[int, int]]:
-    """The events with buffers numbered from zero in order of birth, and each serial's new number."""
+def _renumbered(events: list[Event], *, anew: bool) -> tuple[tuple[Event, ...], dict[int, int]]:
+    """The events with buffers numbered from zero in order of birth, and each serial's new number.
+
+    Unless each gets a number of its own `anew`, the lowest that is free is taken, so that what a course does at every
+    step is the same events at every step.
+    """
     local: dict[int, int] = {}
+    free: list[int] = []
+    fresh = count()
     renumbered: list[Event] = []
+
+    def born(serial: int) -> int:
+        local[serial] = heappop(free) if free else next(fresh)
+        return local[serial]
+
     for event in events:
         match event:
             case Alloc(serial, size):
-                local[serial] = len(local)
-                renumbered.append(Alloc(local[serial], size))
+                renumbered.append(Alloc(born(serial), size))
             case Free(serial):
                 if serial in local:  # what outlived an earlier call and dies in this one was never counted here
                     renumbered.append(Free(local[serial]))
+                    if not anew:
+                        heappush(free, local[serial])
             case Call(recording, module, kept):
-                for _, serial in kept:
-                    local[serial] = len(local)
-                renumbered.append(Call(recording, module, tuple((inner, local[serial]) for inner, serial in kept)))
+                again = tuple((inner, born(serial)) for inner, serial in kept)
+                renumbered.append(Call(recording, module, again))
             case _:
                 renumbered.append(event)
     return tuple(renumbered), local

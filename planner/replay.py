@@ -21,6 +21,7 @@ from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
+from planner.streamable import held
 
 OUTSIDE = 10**9
 """From here on a shape's source is a table the module keeps, on nobody's account."""
@@ -42,8 +43,8 @@ class Replay:
         self._mode = mode
         self._memories: dict[Hashable, Memory | Effect] = {}
         self._fingerprints: dict[int, Hashable] = {}
-        self.asked: dict[str, list[tuple[Any, Any]]] = {}
-        """Arguments of the component calls of the trace under way, in order, as shapes."""
+        self.asked: dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]] = {}
+        """Arguments of the component calls of the trace under way, as shapes, and the dtypes of its weights then."""
         self.resting: dict[int, tuple[int, ...]] = {}
         """Bytes of the weights of modules that are cast only while they run, by their ids."""
 
@@ -120,7 +121,8 @@ class Replay:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
         if self._recorder.depth == 1:
-            self.asked.setdefault(module, []).append(self._shapes(args, kwargs))
+            dtypes = tuple(tensor.dtype for tensor in held(owner))
+            self.asked.setdefault(module, []).append((*self._shapes(args, kwargs), dtypes))
         key = self._key(owner, name, args, kwargs)
         if key is not None and (memory := self._memories.get(key)) is not None:
             if isinstance(memory, Effect):

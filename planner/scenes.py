@@ -79,7 +79,10 @@ class Scenes:
         leanest = self._pricer.price(self._pricer.merged(priced, tuple(options[-1] for options in streams.values())))
         if not self._pricer.stands(leanest):
             return
+        tight = any(leanest.phases[n].peak.total > self._limits.capacity for n in leanest.of(DENOISER))
         for combination in self._pricer.combinations(DENOISER, leanest):
+            if any(option.lean for option in combination) and not tight:
+                continue  # what only saves memory is priced where streaming alone does not save enough
             yield self._scene(self._pricer.price(self._pricer.merged(priced, combination)), streams)
 
     def whole(self, scene: Scene, solution: solve.Solution) -> Priced:

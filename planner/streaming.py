@@ -95,19 +95,24 @@ def stream(program: Program, name: str, away: Collection[str], until: str = "") 
 
 
 def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, ...], until: str) -> Iterator[Event]:
-    here, first = False, True
-    for event in program.recordings[program.course].events:
-        if _is_call(event) and _owner(event) == until and here:
+    """The course in long pieces between the calls that matter."""
+    here, first, done = False, True, 0
+    events = program.recordings[program.course].events
+    for place, event in enumerate(events):
+        if not isinstance(event, (Call, Enter)) or (owner := _owner(event)) not in (name, until) or not owner:
+            continue
+        yield from events[done:place]
+        done = place
+        if owner == until and here:
             here = False
-            yield from (Enter(_module(event), ()), Drop(name, copied=False), Exit())
-        if isinstance(event, Call) and _owner(event) == name:
+            yield from (Enter(event.module, ()), Drop(name, copied=False), Exit())
+        if owner == name and isinstance(event, Call):
             if first and visiting:
                 here = True
                 yield from (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
             yield writer.written_anew(event, first=first)
-            first = False
-        else:
-            yield event
+            first, done = False, place + 1
+    yield from events[done:]
 
 
 def _calls(program: Program, name: str) -> Iterator[Event]:

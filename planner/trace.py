@@ -16,7 +16,7 @@ from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.groupable import stacks_of
 from planner.metas import tensors
-from planner.program import Call, Cast, Component, Program, Unit, Variant, sample_of
+from planner.program import Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay
 from planner.signature import Shape, made_anew, mapped
@@ -51,7 +51,7 @@ class Tracer:
         self._replay = Replay(self._recorder, ghost.mode)
         self._programs: dict[tuple[Request, Variant], Program] = {}
         self.casting = Casting(self._recorder, self._replay)
-        self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any]]]] = {}
+        self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]]] = {}
         for name, module in ghost.modules():
             self._wrap(name, module)
 
@@ -75,8 +75,6 @@ class Tracer:
             return None
         base = self.trace(request, plain)
         events = list(base.recordings[base.course].events)
-        if any(isinstance(event, Cast) and event.component in coders for event in events):
-            return None
         self._prepare(self._ghost, variant)
         self._replay.forget_fingerprints()
         asked = {module: iter(calls) for module, calls in self._asked[request, plain].items()}
@@ -92,12 +90,15 @@ class Tracer:
             recordings=tuple(recorder.recordings),
         )  # fmt: skip
 
-    def _called_again(self, call: Call, args: Any, kwargs: Any) -> Call | None:
+    def _called_again(self, call: Call, args: Any, kwargs: Any, dtypes: tuple[torch.dtype, ...]) -> Call | None:
         """The same component call as the ghost is now; None where it does not fit in the other's place."""
         if args is None:
             return None
         component, _, method = call.module.partition(".")
         owner = dict(self._ghost.modules())[component]
+        wanted = {id(tensor): dtype for tensor, dtype in zip(held(owner), dtypes, strict=True)}
+        recast: Callable[..., torch.nn.Module] = owner._apply
+        recast(lambda tensor: tensor.to(wanted.get(id(tensor), tensor.dtype)))  # an autoencoder is cast under way
         args, kwargs = mapped((args, kwargs), lambda shape: made_anew(shape, {}, self._ghost.mode))
         self._recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
         self._recorder.ignore(tensors((args, kwargs)))
@@ -141,7 +142,7 @@ class Tracer:
         """Rows of the largest batch the component was just called with."""
         asked = self._replay.asked.items()
         calls = (call for name, calls in asked if name.partition(".")[0] == component for call in calls)
-        return max((_rows(sample_of(args, kwargs)) for args, kwargs in calls if args is not None), default=0)
+        return max((_rows(sample_of(args, kwargs)) for args, kwargs, _ in calls if args is not None), default=0)
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[None]:

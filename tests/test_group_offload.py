@@ -37,7 +37,7 @@ BLOCK, LEAF = Grouping(blocks=1), Grouping()
 AHEAD, LEAVES_AHEAD = Grouping(blocks=1, stream=True), Grouping(stream=True)
 WEIGHTS = (10, 100, 20, 200, 40)
 """Of `first`, and two layers in each of two blocks."""
-STACK = Stack("", ((Unit("blocks.0", (1, 2)), Unit("blocks.1", (3, 4))),), (0,))
+STACK = Stack("", ((Unit(("blocks.0",), (1, 2)), Unit(("blocks.1",), (3, 4))),), (0,))
 
 
 def layer(size: int) -> Recording:

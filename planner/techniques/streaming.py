@@ -67,16 +67,16 @@ class Streaming:
         return move_units(parts[option.component], count, device=self.device, until=parts.get(until), of=of)
 
     def _choices(self, component: Component, after: str) -> Iterator[tuple[int, str]]:
-        """How many units travel, and until when the others stay: finely for what runs at every step."""
+        """How many units travel, and until when the others stay: finely for what runs at every step, leanest last."""
         units = len(component.units)
         if "denoiser" in component.traits:
             steps = min(units, self.steps)
             counts = sorted({-(-units * step // steps) for step in range(1, steps + 1)})
         else:
             counts = [units]
-        yield from ((count, "") for count in counts)
         if after:
             yield from ((count, after) for count in (0, *counts[:-1]))
+        yield from ((count, "") for count in counts)
 
     def _option(self, component: Component, count: int, until: str) -> Option:
         value = f"{count}/{len(component.units)}" + (f"-until-{until}" if until else "")

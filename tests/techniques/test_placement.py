@@ -87,7 +87,7 @@ def test_groups_are_offered_where_the_denoiser_has_them() -> None:
 
     assert offered() == {}
     assert list(offered(Stack("", (), (0,)))) == ["group_leaf-without-vae", "group_leaf_stream-without-vae"]
-    blocks = offered(Stack("", ((Unit("blocks.0", (0,)),),), ()))
+    blocks = offered(Stack("", ((Unit(("blocks.0",), (0,)),),), ()))
     assert len(blocks) == 4
     assert blocks["group_block-without-vae"] == (
         (
