@@ -83,7 +83,7 @@ def _peaks(program: Program, cost: Cost) -> dict[str, int]:
     for place, (event, called) in enumerate(calls(program.recordings[program.course].events)):
         if called and called != walk.now:
             walk.turn(called, "none", 1)
-        walk.take(event)
+        walk.take((event,), {})
         if walk.now not in most or walk.meter.most > most[walk.now]:
             most[walk.now], places[walk.now] = walk.meter.most, place
     return places
