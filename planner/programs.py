@@ -139,7 +139,7 @@ class Programs:
         Not what was recorded under techniques of others: nothing says when their code changes.
         """
         if self._fresh and self._folder and self._key:
-            own = {t.name for t in self._techniques if type(t).__module__.startswith("planner.")}
+            own = {t.name for t in self._workshop.techniques if type(t).__module__.startswith("planner.")}
             lasting = (p for p in self._known.values() if {s.technique for s in p.variant.settings} <= own)
             store.save(self._folder, self._key, tuple(lasting))
             self._fresh = False
