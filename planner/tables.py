@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -17,6 +17,7 @@ from planner.cards import catalogue
 from planner.census import Count
 from planner.device import Device
 from planner.explain import rate
+from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
 from planner.surveys import Anatomy, Frontier, Largest, Row
@@ -243,3 +244,18 @@ def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
         bar = "█" * round(size / count.peak * (40 if width >= WIDE else 24))
         table.add_row(kind, format_bytes(size), f"{size / count.peak:.0%}", Text(bar or "▏", style="cyan"))
     yield table
+
+
+def ran(plan: Plan, seen: Mapping[str, Any], files: Sequence[object]) -> Iterator[RenderableType]:
+    """A run beside its promise."""
+    table = _table(("", ""), ("promised", "r"), ("seen", "r"))
+    for name in ("allocated", "reserved"):
+        if seen[name] is not None:
+            table.add_row(name, format_bytes(getattr(plan.promise, name)), format_bytes(seen[name]))
+    table.add_row("time", format_seconds(plan.promise.seconds), format_seconds(seen["seconds"]))
+    yield Text()
+    yield table
+    if seen["allocated"] is None:
+        yield Text(f"It ran on the CPU; what was promised is for {plan.device.name}.", style="dim")
+    yield Text()
+    yield Text(f"Wrote {', '.join(map(str, files))}.")

@@ -17,7 +17,7 @@ from planner.errors import PlannerError
 from planner.plan import Infeasible
 
 COMMANDS = (
-    *("plan", "max", "compare", "frontier", "explain"),
+    *("plan", "run", "max", "compare", "frontier", "explain"),
     *("profiles", "probe", "calibrate", "verify", "completion"),
 )
 """In the order in which help lists them; only the one that is called is imported."""

@@ -1,0 +1,24 @@
+"""Pipelines with their weights, for the commands that run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner import profiles
+from planner.errors import BadRequest
+
+
+def loaded(model: str, dtype: str) -> Any:
+    """The pipeline with its weights, from a folder or from hub files that are on this machine.  Raises BadRequest."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    profile = profiles.resolve(model)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            profile.hub_id or model, torch_dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except OSError as error:
+        raise BadRequest(
+            f"There are no weights of {model} on this machine ({type(error).__name__}); give a folder that has them."
+        ) from error

@@ -1,0 +1,175 @@
+"""The commands around a plan, in one small real pipeline with weights: what they print, write and promise in JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+from plans import PLAN
+from rich.cells import cell_len
+from techniques.tiny import stable_diffusion
+
+from planner import cli, pictures, report
+from planner.plan import Plan
+
+CARD = ("--gpu", "rtx-3070", "--steps", "2")
+SMALL = (*CARD, "--height", "64", "--width", "96")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tiny")
+    stable_diffusion(place / "letters").save_pretrained(place / "pipeline")
+    return place / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def call(folder: Path, home: str) -> Any:
+    def run(command: str, *words: str, width: int = 80) -> Result:
+        env = {"COLUMNS": str(width), "XDG_CACHE_HOME": home}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = CliRunner(env=env).invoke(cli.main, [command, str(folder), *words])
+        assert done.exit_code in (0, 2, 3), done.output
+        return done
+
+    return run
+
+
+def widest(text: str) -> int:
+    return max(map(cell_len, text.splitlines()))
+
+
+def test_run_makes_an_image_on_the_cpu_and_shows_the_promise(call: Any, tmp_path: Path) -> None:
+    image = tmp_path / "made.png"
+    done = call("run", *SMALL, "--prompt", "a cat", "--seed", "1", "--output", str(image))
+    assert done.exit_code == 0, done.output
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert "promised" in done.stdout
+    assert f"Wrote {image}" in done.stdout.replace("\n", "")
+    again = call("run", *SMALL, "--prompt", "a cat", "--seed", "1", "--batch", "2", "--output", str(image), "--json")
+    told = json.loads(again.stdout)
+    assert [Path(file).name for file in told["files"]] == ["made-1.png", "made-2.png"]
+    assert Plan.from_json(told["plan"]).request.images == 2
+    assert told["seconds"] > 0
+
+
+def test_run_refuses_what_it_cannot_write_before_it_works(call: Any, tmp_path: Path) -> None:
+    done = call("run", *SMALL, "--output", str(tmp_path / "nowhere" / "image.png"))
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_explain_names_the_holders(call: Any, width: int) -> None:
+    done = call("explain", *SMALL, width=width)
+    assert done.exit_code == 0, done.output
+    assert widest(done.stdout) <= width
+    assert "weights" in done.stdout
+
+
+def test_explain_as_json_accounts_for_every_byte(call: Any, tmp_path: Path) -> None:
+    plot = tmp_path / "steps.svg"
+    told = json.loads(call("explain", *SMALL, "--plot", str(plot), "--json").stdout)
+    for phase in told["phases"]:
+        assert sum(holding["bytes"] for holding in phase["holdings"]) == phase["peak"]
+    assert told["steps"][0]["what"] == "nothing switched on"
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    assert call("explain", *SMALL, "--phase", "unrest").exit_code == 2
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_compare_tells_what_fits_and_what_it_costs(call: Any, width: int) -> None:
+    words = ("--gpu", "rtx-3070*", "--gpu", "t4", "--price", "t4=0.36", "--budget", "1GB", "--budget", "473MB")
+    done = call("compare", *words, *SMALL[2:], width=width)
+    assert done.exit_code == 0, done.output
+    assert widest(done.stdout) <= width
+    rows = json.loads(call("compare", *words, *SMALL[2:], "--json").stdout)
+    assert {row["device"]["name"] for row in rows} >= {"NVIDIA GeForce RTX 3070", "Tesla T4"}
+    for row in rows:
+        assert (row["plan"] is None) == (row["shortage"] is not None) == (row["budget"] < 10**9)
+        if row["plan"] and row["device"]["name"] == "Tesla T4":
+            assert row["price"] == pytest.approx(0.36 * row["plan"]["promise"]["seconds"] / 3600)
+        else:
+            assert row["price"] is None
+    assert call("compare", *words, "--price", "cheap").exit_code == 2
+
+
+def test_the_frontier_trades_time_for_memory(call: Any, tmp_path: Path) -> None:
+    plot = tmp_path / "frontier.svg"
+    told = json.loads(call("frontier", *SMALL, "--plot", str(plot), "--json").stdout)
+    points = told["points"]
+    assert points
+    assert [p["budget"] for p in points] == sorted(p["budget"] for p in points)
+    assert [p["seconds"] for p in points] == sorted((p["seconds"] for p in points), reverse=True)
+    assert points[-1]["seconds"] <= told["bare"]["seconds"]
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    assert widest(call("frontier", *SMALL).stdout) <= 80
+    assert call("frontier", *SMALL, "--plot", "picture.gif").exit_code == 2
+
+
+def test_the_largest_batch_fits_and_the_next_does_not(call: Any) -> None:
+    limit = ("--budget", "480MB", "--of", "batch")
+    told = json.loads(call("max", *SMALL, *limit, "--json").stdout)
+    most = Plan.from_json(told["plan"])
+    assert most.headroom >= 0
+    assert told["next"]["images"] == most.request.images + 1
+    assert told["shortage"]["smallest_budget"] > most.budget
+    assert f"{most.request.images} images" in " ".join(call("max", *SMALL, *limit).stdout.split())
+
+
+def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> None:
+    page, plot = tmp_path / "plan.html", tmp_path / "plan.svg"
+    done = call("plan", *SMALL, "--report", str(page), "--plot", str(plot))
+    assert done.exit_code == 0, done.output
+    text = page.read_text("utf-8")
+    outside = re.sub(r'xmlns="[^"]*"', "", text)
+    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?\s*(https?:)?//', outside)
+    assert "<script" not in text
+    for said in ("Memory over time", "Phase by phase", "To do the same by hand", "vae.decode"):
+        assert said in text
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+
+
+def test_notebooks_show_a_plan_as_html() -> None:
+    shown = PLAN._repr_html_()
+    assert "sd15 at 3840×2224" in shown
+    assert "<svg" in shown
+    odd = replace(PLAN, model="<b>bold</b>")
+    assert "<b>bold</b>" not in report.cell(odd)
+
+
+def test_pictures_hold_their_words_inside() -> None:
+    drawn = ElementTree.fromstring(pictures.memory(PLAN))
+    texts = [each for each in drawn.iter() if each.tag.endswith("text")]
+    assert texts
+    for each in texts:
+        start = {"start": 0.0, "middle": 0.5, "end": 1.0}[each.attrib["text-anchor"]]
+        length = 6.4 * len(each.text or "") * float(each.attrib["font-size"]) / 12
+        left = float(each.attrib["x"]) - start * length
+        assert left >= 0, each.text
+        assert left + length <= 800, each.text
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(shell: str) -> None:
+    done = CliRunner().invoke(cli.main, ["completion", shell])
+    assert done.exit_code == 0
+    assert "_VRAM_PLANNER_COMPLETE" in done.stdout
+
+
+def test_cards_and_models_complete() -> None:
+    env = {"_VRAM_PLANNER_COMPLETE": "bash_complete", "COMP_WORDS": "vram-planner plan sd15 --gpu rtx-407"}
+    done = CliRunner(env=env | {"COMP_CWORD": "4"}).invoke(cli.main, [], prog_name="vram-planner")
+    assert "rtx-4070" in done.output
