@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -87,59 +86,6 @@ def test_explain_as_json_accounts_for_every_byte(call: Any, tmp_path: Path) -> N
     assert told["steps"][0]["what"] == "nothing switched on"
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
     assert call("explain", *SMALL, "--phase", "unrest").exit_code == 2
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_compare_tells_what_fits_and_what_it_costs(call: Any, width: int) -> None:
-    words = ("--gpu", "rtx-3070*", "--gpu", "t4", "--price", "t4=0.36", "--budget", "1GB", "--budget", "473MB")
-    done = call("compare", *words, *SMALL[2:], width=width)
-    assert done.exit_code == 0, done.output
-    assert widest(done.stdout) <= width
-    rows = json.loads(call("compare", *words, *SMALL[2:], "--json").stdout)
-    assert {row["device"]["name"] for row in rows} >= {"NVIDIA GeForce RTX 3070", "Tesla T4"}
-    for row in rows:
-        assert (row["plan"] is None) == (row["shortage"] is not None) == (row["budget"] < 10**9)
-        if row["plan"] and row["device"]["name"] == "Tesla T4":
-            assert row["price"] == pytest.approx(0.36 * row["plan"]["promise"]["seconds"] / 3600)
-        else:
-            assert row["price"] is None
-    assert call("compare", *words, "--price", "cheap").exit_code == 2
-
-
-def test_the_frontier_trades_time_for_memory(call: Any, tmp_path: Path) -> None:
-    plot = tmp_path / "frontier.svg"
-    told = json.loads(call("frontier", *SMALL, "--plot", str(plot), "--json").stdout)
-    points = told["points"]
-    assert points
-    assert [p["budget"] for p in points] == sorted(p["budget"] for p in points)
-    assert [p["seconds"] for p in points] == sorted((p["seconds"] for p in points), reverse=True)
-    assert points[-1]["seconds"] <= told["bare"]["seconds"]
-    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
-    assert widest(call("frontier", *SMALL).stdout) <= 80
-    assert call("frontier", *SMALL, "--plot", "picture.gif").exit_code == 2
-
-
-def test_the_largest_batch_fits_and_the_next_does_not(call: Any) -> None:
-    limit = ("--budget", "480MB", "--of", "batch")
-    told = json.loads(call("max", *SMALL, *limit, "--json").stdout)
-    most = Plan.from_json(told["plan"])
-    assert most.headroom >= 0
-    assert told["next"]["images"] == most.request.images + 1
-    assert told["shortage"]["smallest_budget"] > most.budget
-    assert f"{most.request.images} images" in " ".join(call("max", *SMALL, *limit).stdout.split())
-
-
-def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> None:
-    page, plot = tmp_path / "plan.html", tmp_path / "plan.svg"
-    done = call("plan", *SMALL, "--report", str(page), "--plot", str(plot))
-    assert done.exit_code == 0, done.output
-    text = page.read_text("utf-8")
-    outside = re.sub(r'xmlns="[^"]*"', "", text)
-    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?\s*(https?:)?//', outside)
-    assert "<script" not in text
-    for said in ("Memory over time", "Phase by phase", "To do the same by hand", "vae.decode"):
-        assert said in text
-    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
 
 
 def test_notebooks_show_a_plan_as_html() -> None:
