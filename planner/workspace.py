@@ -24,7 +24,7 @@ NARROW_CHANNELS = 16
 
 INDEXED = 2**31
 """Numbers in one image from which the engines that need no workspace are not taken: fp16 video decodes of 17 frames of
-1280x704 took x + w + y on the virtual GPU, on every card, where cuDNN offers engines with none."""
+1280x704 took x + w + y on the virtual GPU, from 8.0 on, where cuDNN offers engines with none."""
 
 
 def cublas(compute_capability: tuple[int, int]) -> int:
@@ -49,7 +49,8 @@ def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ..
         return (_columns(conv) * ITEM_SIZE[conv.dtype],)
     if _native(conv):
         return (0,)
-    if any(prod(shape[1:]) >= INDEXED for shape in (conv.input, conv.output)):
+    large = any(prod(shape[1:]) >= INDEXED for shape in (conv.input, conv.output))
+    if large and device.compute_capability >= (8, 0):
         x, w, y = _sizes(conv)
         return (x + y + (w if prod(conv.weight[2:]) > 1 else 0),)
     if asked := cudnn.workspaces(_question(conv), _card(device), every=every):
