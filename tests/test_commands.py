@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,32 @@ def test_explain_as_json_accounts_for_every_byte(call: Any, tmp_path: Path) -> N
     assert told["steps"][0]["what"] == "nothing switched on"
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
     assert call("explain", *SMALL, "--phase", "unrest").exit_code == 2
+
+
+def test_the_frontier_trades_time_for_memory(call: Any, tmp_path: Path) -> None:
+    plot = tmp_path / "frontier.svg"
+    told = json.loads(call("frontier", *SMALL, "--plot", str(plot), "--json").stdout)
+    points = told["points"]
+    assert points
+    assert [p["budget"] for p in points] == sorted(p["budget"] for p in points)
+    assert [p["seconds"] for p in points] == sorted((p["seconds"] for p in points), reverse=True)
+    assert points[-1]["seconds"] <= told["bare"]["seconds"]
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+    assert widest(call("frontier", *SMALL).stdout) <= 80
+    assert call("frontier", *SMALL, "--plot", "picture.gif").exit_code == 2
+
+
+def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> None:
+    page, plot = tmp_path / "plan.html", tmp_path / "plan.svg"
+    done = call("plan", *SMALL, "--report", str(page), "--plot", str(plot))
+    assert done.exit_code == 0, done.output
+    text = page.read_text("utf-8")
+    outside = re.sub(r'xmlns="[^"]*"', "", text)
+    assert not re.search(r'(src|href|url)\s*[=(]\s*["\']?\s*(https?:)?//', outside)
+    assert "<script" not in text
+    for said in ("Memory over time", "Phase by phase", "To do the same by hand", "vae.decode"):
+        assert said in text
+    assert ElementTree.parse(plot).getroot().tag.endswith("svg")
 
 
 def test_notebooks_show_a_plan_as_html() -> None:
