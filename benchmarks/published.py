@@ -112,7 +112,7 @@ def page(rows: Sequence[Published]) -> str:
         "",
         f"| {HEAD}",
         f"|---{RULE}",
-        stated("all", errors),
+        stated("published, allocated", errors),
         *(stated(name, [r.error for r in rows if r.profile == name]) for name in sorted({r.profile for r in rows})),
         "",
         "| left out because | rows |",

@@ -17,8 +17,8 @@ from measuring import FAILED, OUT, RAN, WHOLE, options_of
 from planner import profiles
 from planner.cards import catalogue
 
-MOVING = ("placement=model",)
-"""Under these a phase is measured from before its predecessor leaves: its rows are in no summary by phase."""
+MOVING = ("placement=model", "split=")
+"""Under these a phase is measured from before its predecessor, or the call before, has left: in no summary by phase."""
 LARGE = 0.01
 """Errors of the allocated peak above this are explained one by one."""
 HEAD = "| rows | median | 95 % within | least | greatest |"
@@ -51,7 +51,7 @@ def page(rows: Sequence[Compared], command: str, ran_on: Mapping[str, str], caus
         *_by("pipeline family", whole, family),
         *_by_each("technique", whole, _techniques),
         *_by("architecture", whole, _architecture),
-        *_by("phase", [row for row in rows if not row.options.endswith(MOVING)], lambda row: _kind(row.phase)),
+        *_by("phase", [row for row in rows if not _moves(row)], lambda row: _kind(row.phase)),
         *_large(rows, causes),
         *_left_out(whole),
     ]
@@ -131,6 +131,10 @@ def _techniques(row: Compared) -> tuple[str, ...]:
     return tuple(placement(row) if o.technique == "placement" else o.technique for o in options_of(row.options))
 
 
+def _moves(row: Compared) -> bool:
+    return any(word in row.options for word in MOVING)
+
+
 def _architecture(row: Compared) -> str:
     known = next(known.device for known in catalogue() if known.slug == row.card)
     return ".".join(map(str, known.compute_capability))
@@ -143,7 +147,8 @@ def _kind(phase: str) -> str:
 
 def _large(rows: Sequence[Compared], causes: Causes) -> Iterator[str]:
     """Every error of an allocated peak that is large, and the operation that makes it."""
-    large = [row for row in rows if row.has_errors and abs(row.errors[0]) > LARGE and not row.options.endswith(MOVING)]
+    counted = (row for row in rows if row.has_errors and (row.phase == WHOLE or not _moves(row)))
+    large = [row for row in counted if abs(row.errors[0]) > LARGE]
     yield from (f"## Errors above {LARGE:.0%} of an allocated peak", "")
     if not large:
         yield from ("None.", "")
