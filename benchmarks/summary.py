@@ -146,7 +146,7 @@ def _kind(phase: str) -> str:
 
 
 def _large(rows: Sequence[Compared], causes: Causes) -> Iterator[str]:
-    """Every error of an allocated peak that is large, and the operation that makes it."""
+    """Every error of an allocated peak that is large, and what makes it as far as it was traced."""
     counted = (row for row in rows if row.has_errors and (row.phase == WHOLE or not _moves(row)))
     large = [row for row in counted if abs(row.errors[0]) > LARGE]
     yield from (f"## Errors above {LARGE:.0%} of an allocated peak", "")
