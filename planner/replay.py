@@ -44,7 +44,7 @@ class Replay:
         self._memories: dict[Hashable, Memory | Effect] = {}
         self._fingerprints: dict[int, Hashable] = {}
         self.asked: dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]] = {}
-        """Arguments of the component calls of the trace under way, as shapes, and the dtypes of its weights then."""
+        """Arguments of the component calls under way, as shapes, and the dtypes of an autoencoder then."""
         self.resting: dict[int, tuple[int, ...]] = {}
         """Bytes of the weights of modules that are cast only while they run, by their ids."""
 
@@ -121,7 +121,7 @@ class Replay:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
         if self._recorder.depth == 1:
-            dtypes = tuple(tensor.dtype for tensor in held(owner))
+            dtypes = tuple(tensor.dtype for tensor in held(owner)) if hasattr(owner, "decode") else ()
             self.asked.setdefault(module, []).append((*self._shapes(args, kwargs), dtypes))
         key = self._key(owner, name, args, kwargs)
         if key is not None and (memory := self._memories.get(key)) is not None:
