@@ -168,7 +168,8 @@ def stretches(events: tuple[Event, ...], start: int) -> Iterator[tuple[int, str,
             yield began, module, events[began:place]
             began = place
         module = called or module if place == began else module
-    yield began, module, events[began:]
+    if began < len(events):
+        yield began, module, events[began:]
 
 
 class Stretch(NamedTuple):

@@ -115,11 +115,11 @@ def test_pictures_are_as_large_as_the_pipelines_own_result() -> None:
 def test_embeddings_stand_in_for_a_prior() -> None:
     config = {"encoder_hid_dim": 12, "latent_dim_scale": 10.67}
     unet = type("UNet", (), {"config": config})()
-    decoder = taking("APipeline", "image_embeds!", "negative_image_embeds!", unet=unet)
+    decoder = taking("APipeline", "image_embeds!", "negative_image_embeds!", unet=unet, dtype=torch.float16)
     made = arguments(decoder, prompts=2)
     assert {name: tuple(value.shape) for name, value in made.items() if isinstance(value, torch.Tensor)} == {
         "image_embeds": (2, 12),
         "negative_image_embeds": (2, 12),
     }
-    cascade = taking("APipeline", "image_embeddings!", config=config)
+    cascade = taking("APipeline", "image_embeddings!", config=config, dtype=torch.float16)
     assert arguments(cascade, height=1024, width=1536)["image_embeddings"].shape == (1, 16, 24, 36)
