@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from copy import deepcopy
 from typing import Any
 
 import diffusers
@@ -74,7 +75,7 @@ def _part(part: ComponentProfile, dtype: str | None) -> Any:
                 images_only = part.kind.endswith(("ImageProcessor", "FeatureExtractor"))
                 return kind() if images_only else TokenizerStandIn(part.max_length, kind)
             case "scheduler" | "guider":
-                return kind.from_config(dict(part.config))
+                return kind.from_config(deepcopy(dict(part.config)))
         return module_of(kind, part, getattr(torch, dtype or part.dtype))
     except PlannerError:
         raise
@@ -91,9 +92,9 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     try:
         with torch.device("meta"), _Unwritten():
             if issubclass(kind, diffusers.ModelMixin):
-                module: torch.nn.Module = kind.from_config(dict(part.config))
+                module: torch.nn.Module = kind.from_config(deepcopy(dict(part.config)))
             else:
-                module = kind(kind.config_class.from_dict(dict(part.config)))
+                module = kind(kind.config_class.from_dict(deepcopy(dict(part.config))))
     finally:
         torch.set_default_dtype(before)
     kept = _kept_in_single(module, dtype)

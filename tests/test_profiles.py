@@ -8,6 +8,7 @@ import json
 import struct
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -37,8 +38,8 @@ def on_meta(part, config):
     cls = class_of(part)
     with torch.device("meta"):
         if issubclass(cls, diffusers.ConfigMixin):
-            return cls.from_config(dict(config))
-        return cls(cls.config_class.from_dict(dict(config)))
+            return cls.from_config(deepcopy(dict(config)))
+        return cls(cls.config_class.from_dict(deepcopy(dict(config))))
 
 
 @pytest.fixture
