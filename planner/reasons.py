@@ -187,7 +187,7 @@ def _rejections(choice: Choice, order: Order) -> Iterator[Rejection]:
     found: dict[str, str] = {}
     if len(choice.scene.problem.groups) > 1:
         for other in alternatives(choice.scene.problem, choice.solution):
-            found.setdefault(_named(other, choice), _why(other, choice.winner))
+            found.setdefault(_named(other, choice), _why(other, choice))
     for scene in choice.scenes:
         if scene is not choice.scene:
             found.setdefault(described(scene.priced.candidate), _why_scene(scene, choice, order))
@@ -204,11 +204,11 @@ def _named(other: Alternative, choice: Choice) -> str:
     return f"without {chosen}"
 
 
-def _why(other: Alternative, winner: Priced) -> str:
+def _why(other: Alternative, choice: Choice) -> str:
     match other.reason:
         case "over":
-            phase = winner.phases[other.phase or 0].name
-            needs = max(other.offer.memory)
+            phase = choice.winner.phases[other.phase or 0].name
+            needs = choice.scene.problem.capacity + int(other.amount)
             return f"needs {format_bytes(needs)} in {phase}, {format_bytes(int(other.amount))} over"
         case "host":
             return f"needs {format_bytes(int(other.amount))} more host memory than there is"

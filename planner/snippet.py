@@ -9,6 +9,7 @@ from planner import profiles
 from planner.errors import BadRequest
 from planner.folding import fold, literal
 from planner.plan import Plan
+from planner.pricing import words
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.request import PICTURES, Request
 from planner.sizes import Sizes
@@ -38,12 +39,14 @@ def code(plan: Plan) -> str:
     imports += [f"from diffusers.utils import {', '.join(loaders)}"] if loaders else []
     loading = [*_loading(plan), *_cap(plan)]
     setting = [line for option in plan.options for line in _setting(option)]
+    imports += dict.fromkeys(line for line in setting if line.startswith(("from ", "import ")))
+    setting = [line for line in setting if line not in imports]
     return "\n".join((*imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
 
 
 def spoken(option: Option) -> str:
-    """An option in a word: `vae_tiling=512`."""
-    return f"{option.technique}={option.value}" if option.value != "" else option.technique
+    """An option in a word: `vae_tiling=512`, `streaming=transformer:10/62`."""
+    return words(option)
 
 
 def _lent(plan: Plan) -> Iterator[tuple[PipelineProfile, ComponentProfile]]:

@@ -22,6 +22,8 @@ STEPS = 32
 """Shares of a denoiser between nothing and all of it that are offered at most: each about 3 % of its weights."""
 WORTH = 0.01
 """Part of all weights below which a component is not worth a choice of its own."""
+IMPORT = "from planner.techniques.streaming import move_units"
+"""diffusers moves all of a component or none; this line is ours."""
 _VALUE = re.compile(r"(\d+)/(\d+)(?:-until-(\w+))?")
 
 
@@ -82,7 +84,7 @@ class Streaming:
         value = f"{count}/{len(component.units)}" + (f"-until-{until}" if until else "")
         extra = f", until=pipe.{until}" if until else ""
         call = f"move_units(pipe.{component.name}, {count}{extra})"
-        return Option(technique=self.name, value=value, component=component.name, calls=(call,))
+        return Option(technique=self.name, value=value, component=component.name, calls=(IMPORT, call))
 
 
 def move_units(module: Any, count: int, *, device: str = "", until: Any = None, of: int | None = None) -> Undo:
