@@ -79,7 +79,7 @@ def _by_bound(
     shortens it.  So the scene with all weights on the card bounds its siblings, which are priced only then.
     """
     order = count()
-    placements = pricer.offered("placement", pricer.price(()))
+    placements = pricer.offered(PLACEMENT, pricer.price(()))
     waiting: list[tuple[float, int, int, Callable[[], Iterable[Scene]]]] = []
     for priced in _calls(pricer, pruned):
         plain = scenes.plain(neutral(priced.candidate, placements))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
+from planner.numbering import Names
 from planner.program import (
     PLACED,
     STREAMED,
@@ -252,23 +253,6 @@ def _by_blocks(component: Component, sizes: Sequence[int], together: int, stream
             yield stack.path, _Group(f"{stack.path}/rest", of(stack.rest), stack.path, stack.path, 0)
 
 
-@dataclass(slots=True)
-class _Names:
-    """Numbers of buffers in the body they are written into."""
-
-    numbers: Iterator[int]
-    names: dict[int, int] = field(default_factory=dict)
-
-    def new(self, buffer: int) -> int:
-        """The number of a buffer that comes to life."""
-        self.names[buffer] = next(self.numbers)
-        return self.names[buffer]
-
-    def kept(self, kept: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        """Survivors of a call."""
-        return tuple((inner, self.new(outer)) for inner, outer in kept)
-
-
 class _Writer:
     """Writes the course anew, and the bodies in which weights travel."""
 
@@ -280,9 +264,9 @@ class _Writer:
     def course(self) -> Iterator[Event]:
         """The events of the outermost body."""
         events = self._program.recordings[self._program.course].events
-        yield from self._body(events, None, "", _Names(count()))
+        yield from self._body(events, None, "", Names(count()))
 
-    def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: _Names) -> Iterator[Event]:
+    def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:
         """Events of one body of a component, or of the course where `hooks` is None."""
         inside: list[tuple[_Hooks | None, str, _Group | None]] = [(hooks, path, None)]
         for event in events:
@@ -291,7 +275,7 @@ class _Writer:
                 case Alloc(buffer, size):
                     yield Alloc(names.new(buffer), size)
                 case Free(buffer):
-                    yield Free(names.names.pop(buffer))
+                    yield Free(names.gone(buffer))
                 case Call():
                     yield from self._call(event, now, here, names)
                 case Enter(module, own):
@@ -320,7 +304,7 @@ class _Writer:
         hooks = self._hooks.get(component)
         return hooks, "", hooks.group("", own) if hooks and not method else None
 
-    def _call(self, call: Call, hooks: _Hooks | None, here: str, names: _Names) -> Iterator[Event]:
+    def _call(self, call: Call, hooks: _Hooks | None, here: str, names: Names) -> Iterator[Event]:
         if hooks is None:
             component = call.module.partition(".")[0]
             yield (
@@ -333,21 +317,21 @@ class _Writer:
         group = hooks.group(path, recording.own) if call.module else None
         yield from hooks.begin(group, path) if group else ()
         if hooks.within(path, call.recording):
-            inner = _Names(names.numbers)
+            inner = Names(names.numbers)
             yield Enter(call.module, ())
             yield from self._body(recording.events, hooks, path, inner)
             yield Exit()
-            names.names.update((outer, inner.names[survivor]) for survivor, outer in call.kept)
+            names.inherit(call.kept, inner)
         else:
             yield call._replace(kept=names.kept(call.kept))
         yield from hooks.end(group, path) if group else ()
 
-    def _placed(self, call: Call, component: str, names: _Names) -> Call:
+    def _placed(self, call: Call, component: str, names: Names) -> Call:
         """The call of a component's body in which its weights travel."""
         hooks = self._hooks[component]
         key = call.recording, component, hooks.state
         if key not in self._known:
-            recording, inner = self._program.recordings[call.recording], _Names(count())
+            recording, inner = self._program.recordings[call.recording], Names(count())
             events = tuple(self._whole(call, recording, hooks, inner))
             self._known[key] = PLACED + len(self._program.placed) + len(self.written), inner.names
             self.written.append(replace(recording, own=(), events=events))
@@ -355,7 +339,7 @@ class _Writer:
         kept = tuple((numbers[survivor], outer) for survivor, outer in call.kept)
         return Call(index, call.module, names.kept(kept))
 
-    def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: _Names) -> Iterator[Event]:
+    def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: Names) -> Iterator[Event]:
         group = hooks.group("", recording.own) if "." not in call.module else None
         if tables := hooks.tables:
             yield Load(TABLES, tables)

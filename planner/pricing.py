@@ -104,7 +104,7 @@ class Pricer:
         bare = tuple(option for option in candidate if not option.neutral)
         if not any(option.component for option in bare):
             return candidate
-        return neutral(candidate, self._options("placement", self.price(bare)))
+        return neutral(candidate, self._options(PLACEMENT, self.price(bare)))
 
     def roots(self) -> tuple[Priced, ...]:
         """What every candidate starts from: each way to have the techniques the request names.
@@ -148,6 +148,7 @@ class Pricer:
         return technique.options(priced.program, self._device, self._request) if technique else ()
 
     def merged(self, priced: Priced, options: Candidate) -> Candidate:
+        """The candidate with these options too, in order of applying."""
         order = list(self.techniques)
         return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
 

@@ -189,6 +189,8 @@ class Recording:
     events: tuple[Event, ...]
 
 
+METHODS = ("encode", "decode", "get_text_features", "get_image_features")
+"""Ways other than calling it in which a pipeline uses a component; phases bear their names."""
 SAMPLES = ("hidden_states", "sample", "x")
 """Names under which denoisers take what they denoise, where it is not their first argument."""
 

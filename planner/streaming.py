@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
+from planner.numbering import Names
 from planner.program import (
     PLACED,
     Alloc,
@@ -32,9 +34,14 @@ ALIGNED = 512
 """Each weight of a unit starts at a multiple of this in the one block that holds them all."""
 
 
+def aligned(size: int) -> int:
+    """Bytes that a weight of `size` bytes takes in its unit's block."""
+    return -(-size // ALIGNED) * ALIGNED
+
+
 def block(component: Component, unit: Unit) -> int:
     """Bytes of the block in which a unit's weights lie and travel."""
-    return sum(-(-component.weights[place] // ALIGNED) * ALIGNED for place in unit.places)
+    return sum(aligned(component.weights[place]) for place in unit.places)
 
 
 def spread(sizes: Sequence[int], count: int) -> tuple[int, ...]:
@@ -152,7 +159,7 @@ class _Flat:
     program: Program
     component: Component
     events: list[Event | _Begin | _End] = field(default_factory=list)
-    _numbers: int = 0
+    _numbers: Iterator[int] = field(default_factory=count)
     _units: dict[str, str] = field(default_factory=dict)
     """Name of the unit at each path."""
     _above: frozenset[str] = frozenset()
@@ -169,19 +176,19 @@ class _Flat:
 
     def write(self, recording: int) -> dict[int, int]:
         """Write out one body; its surviving buffers by their new numbers."""
-        names: dict[int, int] = {}
+        names = Names(self._numbers)
         self._body(recording, "", names)
-        return names
+        return names.names
 
-    def _body(self, recording: int, path: str, names: dict[int, int]) -> None:
+    def _body(self, recording: int, path: str, names: Names) -> None:
         inside: list[str] = []
         for event in self.program.body(recording):
             here = inside[-1] if inside else path
             match event:
                 case Alloc(buffer, size):
-                    self.events.append(Alloc(self._named(names, buffer), size))
+                    self.events.append(Alloc(names.new(buffer), size))
                 case Free(buffer):
-                    self.events.append(Free(names.pop(buffer)))
+                    self.events.append(Free(names.gone(buffer)))
                 case Call(inner, module, kept):
                     self._call(inner, module, kept, self._path(here, module), names)
                 case Enter(module, _):
@@ -193,28 +200,18 @@ class _Flat:
                 case _:
                     self.events.append(event)
 
-    def _call(
-        self, inner: int, module: str, kept: tuple[tuple[int, int], ...], path: str, names: dict[int, int]
-    ) -> None:
+    def _call(self, inner: int, module: str, kept: tuple[tuple[int, int], ...], path: str, names: Names) -> None:
         if path in self._units:
             unit = self._units[path]
-            self.events += [_Begin(unit), Call(inner, module, self._renamed(kept, names)), _End(unit)]
+            self.events += [_Begin(unit), Call(inner, module, names.kept(kept)), _End(unit)]
         elif path in self._above and module:
-            local: dict[int, int] = {}
+            local = Names(self._numbers)
             self.events.append(Enter(module, ()))
             self._body(inner, path, local)
             self.events.append(Exit())
-            names.update((outer, local[survivor]) for survivor, outer in kept)
+            names.inherit(kept, local)
         else:
-            self.events.append(Call(inner, module, self._renamed(kept, names)))
-
-    def _renamed(self, kept: tuple[tuple[int, int], ...], names: dict[int, int]) -> tuple[tuple[int, int], ...]:
-        return tuple((inner, self._named(names, outer)) for inner, outer in kept)
-
-    def _named(self, names: dict[int, int], buffer: int) -> int:
-        names[buffer] = self._numbers
-        self._numbers += 1
-        return names[buffer]
+            self.events.append(Call(inner, module, names.kept(kept)))
 
     def _path(self, here: str, module: str) -> str:
         """Where a module lies.  One that is used past its parent is known by the only place that ends with its name."""

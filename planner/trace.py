@@ -16,7 +16,7 @@ from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.groupable import stacks_of
 from planner.metas import tensors
-from planner.program import Call, Component, Program, Unit, Variant, sample_of
+from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay
 from planner.signature import Shape, made_anew, mapped
@@ -25,8 +25,6 @@ from planner.streamable import held, units_of
 if TYPE_CHECKING:
     from planner.request import Request
 
-METHODS = ("encode", "decode", "get_text_features", "get_image_features")
-"""Ways other than calling it in which a pipeline uses a component."""
 BLENDS = {"blend_v": -2, "blend_h": -1, "blend_t": -3}
 """Methods of tiled coding that loop over the rows of a seam, and the dimension they loop over."""
 

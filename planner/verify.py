@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner import lessons
+from planner.cost import BEFORE
 from planner.lessons import Key
 from planner.plan import Plan
 from planner.probe import probe_one
+from planner.program import METHODS
 from planner.techniques.live import in_reverse, modules, remember
 from planner.units import format_bytes, format_seconds
 
-METHODS = ("encode", "decode", "get_text_features", "get_image_features")
-"""Ways other than calling it in which a pipeline uses a component; phases bear their names."""
-BEFORE = "start"
 SHORT = 0.01
 """Seconds below which a phase says nothing about the pace of its kernels."""
 

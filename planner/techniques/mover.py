@@ -7,18 +7,18 @@ unit follows which is learnt in the first pass.  Nothing travels back, for nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
-from planner.streaming import ALIGNED
-from planner.techniques.live import Undo
+from planner.streaming import aligned
+from planner.techniques.live import Undo, undone_on_error
 
 
 def room(tensor: Any) -> int:
     """Bytes of a tensor in a unit's block."""
-    return math.ceil(int(tensor.numel()) * int(tensor.element_size()) / ALIGNED) * ALIGNED
+    return aligned(int(tensor.numel() * tensor.element_size()))
 
 
 class Cargo:
@@ -28,7 +28,7 @@ class Cargo:
         self.modules, self._parameters = modules, parameters
         self._device, self._stream = device, stream
         self._before = [parameter.device for parameter in parameters]
-        self._home = page_locked(sum(map(room, parameters)), device)
+        self._home, self._locked = page_locked(sum(map(room, parameters)), device)
         self._views = tuple(views(self._home, parameters))
         for parameter, view in zip(parameters, self._views, strict=True):
             view.copy_(parameter.data)
@@ -80,7 +80,8 @@ class Cargo:
         for parameter, view, device in zip(self._parameters, self._views, self._before, strict=True):
             parameter.data = view.clone() if view.device == device else view.to(device)
         self._views = ()
-        unlock(self._home, self._device)
+        if self._locked:
+            unlock(self._home, self._device)
 
     def _settle(self) -> None:
         """Kernels wait for the copy; so must whatever takes its room."""
@@ -95,20 +96,20 @@ class Mover:
     """Moves the units of one component: some at every pass, others once, when the component is first called."""
 
     def __init__(self, streamed: Sequence[Cargo], visiting: Sequence[Cargo]) -> None:
-        self._streamed, self._visiting = streamed, visiting
+        self._visiting = visiting
         self._follows: dict[Cargo, Cargo] = {}
         self._pass: list[Cargo] = []
         self._handles = [
             handle
-            for cargos, before in ((streamed, self._before), (visiting, self._visit))
+            for cargos, before in ((streamed, self._before), (visiting, Cargo.board))
             for cargo in cargos
-            for handle in hooked(cargo, before, self._after if cargos is streamed else None)
+            for handle in hooked(cargo, before, Cargo.leave if cargos is streamed else None)
         ]
 
     def begin(self) -> None:
-        """The component is called: what ran first in the last pass sets out."""
+        """The component is called: the visitors set out, then what ran first in the last pass."""
         first, self._pass = self._pass[:1], []
-        for cargo in first:
+        for cargo in (*self._visiting, *first):
             if not cargo.here:
                 cargo.fetch()
 
@@ -117,12 +118,10 @@ class Mover:
         for cargo in self._visiting:
             cargo.leave()
 
-    def dissolve(self) -> None:
-        """Everything as it was."""
+    def detach(self) -> None:
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        for cargo in (*self._streamed, *self._visiting):
-            cargo.dissolve()
 
     def _before(self, cargo: Cargo) -> None:
         cargo.board()
@@ -134,16 +133,6 @@ class Mover:
         following = self._follows.get(cargo)
         if following and not following.here:
             following.fetch()
-
-    def _after(self, cargo: Cargo) -> None:
-        cargo.leave()
-
-    def _visit(self, cargo: Cargo) -> None:
-        if not cargo.here:
-            for visitor in self._visiting:
-                if not visitor.here:
-                    visitor.fetch()
-        cargo.board()
 
 
 def hooked(cargo: Cargo, before: Any, after: Any) -> Iterator[Any]:
@@ -170,8 +159,8 @@ def own_stream(device: Any) -> Any:
     return new(device) if device.type == "cuda" else None
 
 
-def page_locked(size: int, device: Any) -> Any:
-    """A block of host memory that the card can copy from while kernels run.
+def page_locked(size: int, device: Any) -> tuple[Any, bool]:
+    """A block of host memory, and whether the card can copy from it while kernels run.
 
     Registering locks just these bytes; torch's own pinned tensors are rounded up to a power of two.  Where the system
     refuses to lock more, the block stays ordinary memory, and copies from it are only slower.
@@ -179,18 +168,22 @@ def page_locked(size: int, device: Any) -> Any:
     import torch
 
     block = torch.empty(size, dtype=torch.uint8)
-    if device.type == "cuda":
-        _runtime().cudaHostRegister(block.data_ptr(), size, 0)
-    return block
+    if device.type != "cuda":
+        return block, False
+    runtime = _runtime()
+    locked = runtime.cudaHostRegister(block.data_ptr(), size, 0) == runtime.cudaError.success
+    if not locked:
+        with suppress(RuntimeError):  # the next kernel would report the refusal as its own error
+            torch.zeros(1, device=device)
+    return block, locked
 
 
 def unlock(block: Any, device: Any) -> None:
-    """Give the pages of `page_locked` free."""
+    """Give the pages of a locked block free."""
     import torch
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        _runtime().cudaHostUnregister(block.data_ptr())
+    torch.cuda.synchronize(device)
+    _runtime().cudaHostUnregister(block.data_ptr())
 
 
 def _runtime() -> Any:
@@ -200,13 +193,14 @@ def _runtime() -> Any:
 
 
 def moved(tensors: Sequence[Any], device: Any) -> Undo:
-    """Move tensors as they are, and return what moves them back."""
+    """Move tensors as they are, all or none, and return what moves them back."""
     before = [tensor.device for tensor in tensors]
-    for tensor in tensors:
-        tensor.data = tensor.data.to(device)
 
     def undo() -> None:
         for tensor, home in zip(tensors, before, strict=True):
             tensor.data = tensor.data.to(home)
 
+    with undone_on_error(undo):
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
     return undo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from planner.streamable import held, units_of
 from planner.streaming import block, spread, stream, streamable, successor
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.entrance import on_call
-from planner.techniques.live import default_device, in_reverse, modules
+from planner.techniques.live import default_device, modules
 from planner.techniques.mover import Cargo, Mover, moved, own_stream, room
 
 STEPS = 32
@@ -112,14 +113,19 @@ def move_units(module: Any, count: int, *, device: str = "", until: Any = None, 
             f"{type(module).__name__} holds 1 or more weights of type {type(strange).__name__}, which cannot be copied "
             "byte by byte; leave `streaming` out for it."
         )
-    cargos = {n: Cargo(units[n].modules, weights[n], target, stream) for n in sorted(travelling)}
     gone = {id(p) for n in travelling for p in weights[n]}
-    mover = Mover([cargos[n] for n in sorted(away)], [cargos[n] for n in sorted(travelling - away)])
-    undos = [mover.dissolve, moved([t for t in tensors if id(t) not in gone], target)]
-    undos.append(on_call(module, target, mover.begin, travelling=True))
-    if until is not None:
-        undos.append(on_call(until, target, mover.evict))
-    return in_reverse(undos)
+    with ExitStack() as undos:
+        cargos = {}
+        for n in sorted(travelling):
+            cargos[n] = Cargo(units[n].modules, weights[n], target, stream)
+            undos.callback(cargos[n].dissolve)
+        mover = Mover([cargos[n] for n in sorted(away)], [cargos[n] for n in sorted(travelling - away)])
+        undos.callback(mover.detach)
+        undos.callback(moved([t for t in tensors if id(t) not in gone], target))
+        undos.callback(on_call(module, target, mover.begin, travelling=True))
+        if until is not None:
+            undos.callback(on_call(until, target, mover.evict))
+        return undos.pop_all().close
 
 
 def parsed(option: Option) -> tuple[int, int, str]:

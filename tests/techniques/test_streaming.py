@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from planner.errors import ApplyFailed, BadRequest
 from planner.snapshot import snapshot
 from planner.streamable import units_of
 from planner.techniques.base import Option
-from planner.techniques.mover import Cargo
+from planner.techniques.mover import Cargo, page_locked
 from planner.techniques.placement import Placement
 from planner.techniques.streaming import Streaming, move_units, parsed
 
@@ -106,3 +107,36 @@ def test_refuses_what_it_was_not_planned_for(flux: Any) -> None:
         STREAMING.apply(flux, Option(technique="streaming", component="unet", value="1/2"))
     with pytest.raises(BadRequest, match="12/57"):
         STREAMING.apply(flux, Option(technique="streaming", component="transformer", value="some"))
+
+
+def test_a_failure_half_way_leaves_no_trace(flux: Any) -> None:
+    """The component's own hook is in the way, which shows only when its weights have moved already."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    add_hook_to_module(flux.vae, ModelHook())
+    before = snapshot(flux)
+    with pytest.raises(ApplyFailed, match="remove_all_hooks"):
+        move_units(flux.transformer, 2, device="cpu", until=flux.vae)
+    assert before.difference(snapshot(flux)) == ()
+
+
+def test_weights_are_put_back_when_the_card_is_too_small_for_those_that_stay(
+    flux: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, device: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("planner.techniques.streaming.moved", full)
+    before, output = snapshot(flux), tiny.run(flux)
+    with pytest.raises(torch.OutOfMemoryError):
+        move_units(flux.transformer, 2, device="cpu")
+    assert before.difference(snapshot(flux)) == ()
+    assert torch.equal(tiny.run(flux), output)
+
+
+def test_memory_that_cannot_be_locked_serves_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = SimpleNamespace(success=0)
+    refusing = SimpleNamespace(cudaError=errors, cudaHostRegister=lambda address, size, flags: 1)
+    monkeypatch.setattr("planner.techniques.mover._runtime", lambda: refusing)
+    block, locked = page_locked(1024, torch.device("cuda"))
+    assert (block.numel(), locked) == (1024, False)
