@@ -9,8 +9,9 @@ from planner.program import Cast, Drop, Empty, Enter, Event, Exit, Load, Program
 
 
 def resident(program: Program) -> Program:
-    """Every component on the card from the start."""
-    loads = tuple(Load(c.name, c.weights) for c in program.components)
+    """Every component on the card from the start; what stays of those that travel was moved there before the others."""
+    order = sorted(program.components, key=lambda component: "travels" not in component.traits)
+    loads = tuple(Load(component.name, component.weights) for component in order)
     return program.with_course(loads + program.recordings[program.course].events)
 
 

@@ -22,7 +22,15 @@ from planner.techniques.vae_tiling import VaeTiling
 
 CARD = card("rtx-3070")
 MB = 10**6
-TOGETHER = ("precision", "channels_last_vae", "vae_slicing", "vae_tiling", "placement", "split")
+TOGETHER = (
+    "precision",
+    "channels_last_denoiser",
+    "channels_last_vae",
+    "vae_slicing",
+    "vae_tiling",
+    "placement",
+    "split",
+)
 """Techniques of every kind of scope whose combinations can still be gone through one by one."""
 REQUEST = Request(height=512, width=512, images=2, steps=2)
 
@@ -64,7 +72,7 @@ def intervention(candidate: Candidate) -> tuple[int, int]:
     return max(option.fidelity for option in candidate), sum(not option.neutral for option in candidate)
 
 
-@pytest.mark.parametrize("capacity", [4000 * MB, 2600 * MB, 1800 * MB, 640 * MB])
+@pytest.mark.parametrize("capacity", [4000 * MB, 2900 * MB, 2600 * MB, 2350 * MB, 1800 * MB, 900 * MB, 640 * MB])
 def test_no_candidate_is_better(pricer: Pricer, capacity: int) -> None:
     chosen = choose(pricer, Limits(capacity=capacity, host=None)).winner
     assert not pricer.rehearse(chosen, capacity).failed
@@ -79,7 +87,7 @@ def test_no_candidate_is_better(pricer: Pricer, capacity: int) -> None:
     assert intervention(chosen.candidate) == min(intervention(priced.candidate) for priced in near)
 
 
-@pytest.mark.parametrize("capacity", [2200 * MB, 1600 * MB, 1100 * MB])
+@pytest.mark.parametrize("capacity", [2500 * MB, 2200 * MB, 1900 * MB, 1600 * MB, 1300 * MB, 1100 * MB])
 def test_no_share_is_better(tmp_path_factory: pytest.TempPathFactory, capacity: int) -> None:
     """Where weights are streamed, too, what is chosen is as good as anything that could be."""
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path_factory.mktemp("programs"))
