@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, permutations
+from itertools import islice, permutations, zip_longest
 
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
@@ -142,6 +142,8 @@ class _Stage:
         self._program, self._device, self._cost = program, device, cost
         self._warm = False
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._copies: list[Block | None] | None = None
+        """Operands copied for the convolution that is about to run."""
 
     def take(self, event: Event, scene: _Scene) -> None:
         match event:
@@ -176,27 +178,45 @@ class _Stage:
             scene.buffers.update((buffer, self.allocator.malloc(body.sizes[inner])) for inner, buffer in kept)
             return
         inside = _Scene(crowded=scene.crowded or recording >= PLACED)
-        for event in self._program.body(recording):
+        events = self._program.body(recording)
+        for event, following in zip_longest(events, islice(events, 1, None)):
+            if isinstance(event, Alloc) and isinstance(following, Run):
+                self._copy(following.kernel)
             self.take(event, inside)
         scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
+
+    def _copy(self, index: int) -> None:
+        """A convolution copies its operands before it asks for the room of its result."""
+        if isinstance(self._program.kernels[index], Conv):
+            self._copies = [self.allocator.malloc(size) for size in self._asked(index)[:-1]]
+
+    def _asked(self, index: int) -> tuple[int, ...]:
+        """Temporaries of a kernel, as they were last asked for."""
+        if index not in self._temporaries:
+            self._temporaries[index] = temporaries(self._program.kernels[index], self._device)
+        return self._temporaries[index]
 
     def _run(self, index: int) -> None:
         kernel = self._program.kernels[index]
         if not self._warm and isinstance(kernel, Matmul):
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
-        sizes = self._temporaries.get(index)
-        if sizes is None:
-            sizes = self._temporaries[index] = temporaries(kernel, self._device)
+        sizes = self._asked(index)
+        if isinstance(kernel, Conv):
+            if self._copies is None:  # its result is not new, or not the body's own
+                self._copy(index)
+            if not self.allocator.can_malloc(sizes[-1]):
+                self._lean(index, kernel)
+            self._release(self._copies or [])
+            self._copies = None
+            return
         held: list[Block | None] = []
-        for size in sizes[:-1] if isinstance(kernel, Conv) else sizes:
+        for size in sizes:
             if size < 0:
                 self.allocator.free(held[~size])
                 held[~size] = None
             else:
                 held.append(self.allocator.malloc(size))
-        if isinstance(kernel, Conv) and not self.allocator.can_malloc(sizes[-1]):
-            self._lean(index, kernel)
         self._release(held)
 
     def _lean(self, index: int, conv: Conv) -> None:
