@@ -36,7 +36,7 @@ from planner.study import cache_folder  # noqa: E402
 
 RESULTS = HERE / "results"
 LIMIT = 240
-"""Seconds to record a setting or to measure a cell, after which it is left out."""
+"""Seconds of the processor to record a setting or to measure a cell, after which it is left out."""
 
 
 class TooLong(Exception):
@@ -70,14 +70,14 @@ def measure(asked: argparse.Namespace, file: Path) -> None:
             if f"{asked.seed}/{number}.{CELLS - 1}" in known or f"{asked.seed}/{number}" in known:
                 continue
             try:
-                with limited(LIMIT):
+                with limited(asked.limit):
                     cells = list(draw(asked.seed, number, asked.cache, asked.model))
             except (PlannerError, TooLong) as refused:
                 measuring.append(file, measuring.unmeasured(wished(asked.seed, number, asked.model), str(refused)))
                 print(f"{asked.seed}/{number}", "refused:", refused, flush=True)
                 continue
             for cell in (cell for cell in cells if cell.name not in known):
-                rows = measuring.measure(server, cell, LIMIT)
+                rows = measuring.measure(server, cell, asked.limit)
                 measuring.append(file, rows)
                 print(cell.name, cell.setting, cell.card, cell.words, rows[0].outcome, flush=True)
 
@@ -88,14 +88,14 @@ def predict(asked: argparse.Namespace, measured: list[measuring.Measured]) -> li
     for setting, cells in groupby(measured, key=lambda row: row.is_of.setting):
         programs = setting.programs(asked.cache)
         for _, same in groupby(cells, key=lambda row: row.cell):
-            rows += _compared(list(same), programs)
+            rows += _compared(list(same), programs, asked.limit)
         programs.keep()
     return rows
 
 
-def _compared(same: list[measuring.Measured], programs: Programs) -> list[Compared]:
+def _compared(same: list[measuring.Measured], programs: Programs, seconds: int) -> list[Compared]:
     try:
-        with limited(LIMIT):
+        with limited(seconds):
             return compare(same, programs)
     except TooLong as late:
         return unsaid(same, str(late))
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=400)
     parser.add_argument("--first", type=int, default=0, help="number of the first setting drawn")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of work a setting or a cell may take")
     parser.add_argument("--model", nargs="+", default=())
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="folder of recorded programs")
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -165,6 +165,8 @@ def _options(rng: Random, cell: Cell, programs: Programs) -> tuple[Option, ...]:
     wanted = [*favoured, *others][: rng.choice(TECHNIQUES)]
     chosen: tuple[Option, ...] = ()
     for technique in order:
-        fitting = [o for o in offered(technique, chosen) if o.neutral != (technique.name in wanted)]
-        chosen += (rng.choice(fitting),) if fitting else ()
+        able_now = offered(technique, chosen)
+        plain = [option for option in able_now if option.neutral]
+        fitting = [option for option in able_now if not option.neutral] if technique.name in wanted else plain
+        chosen += (rng.choice(fitting or plain),) if fitting or plain else ()
     return chosen

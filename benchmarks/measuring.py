@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -14,10 +15,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "virtual_gpu"))
 import rig
 from cells import Cell, Setting
 
-from planner.techniques import Option
+from planner.techniques import DEFAULT, Option
 
 ROOM = 192 * 10**9
 """Bytes of a card on which everything runs, for peaks of cells that ran out of memory."""
+RAISED = re.compile(r"(?:[a-z_]\w*\.)+[A-Z]\w*(?:: |$)|[A-Z]\w*Error(?:: |$)")
+"""The line of a traceback that says what was raised."""
+PATIENCE = 10
+"""Seconds on the clock for one of the processor, before a cell is given up as stuck."""
 WHOLE = "whole"
 RAN, OUT, FAILED = "ran", "out of memory", "failed"
 
@@ -69,12 +74,24 @@ TEXT = ("cell", "model", "dtype", "card", "options", "outcome", "phase")
 
 def options_of(words: str) -> tuple[Option, ...]:
     """The options that `Cell.words` names."""
-    pairs = (part.partition("=") for part in words.split(" + ") if part != "nothing")
-    return tuple(Option(technique=name, value=int(v) if v.isdigit() else v) for name, _, v in pairs)
+    return tuple(_option(*part.partition("=")[::2]) for part in words.split(" + ") if part != "nothing")
 
 
-def on_the_card(model: str, dtype: str | None, request: dict[str, Any], options: list[list[Any]]) -> dict[str, Any]:
-    """Sent to the virtual GPU: peaks of the call that a request stands for, after techniques were applied."""
+def _option(name: str, text: str) -> Option:
+    single = any(technique.name == name and technique.scope == "component" for technique in DEFAULT)
+    component, _, value = text.partition(":") if single else ("", "", text)
+    return Option(technique=name, component=component, value=int(value) if value.isdigit() else value)
+
+
+def on_the_card(
+    model: str, dtype: str | None, request: dict[str, Any], options: list[list[Any]], seconds: int
+) -> dict[str, Any]:
+    """Sent to the virtual GPU: peaks of the call that a request stands for, after techniques were applied.
+
+    `seconds` are of the processor, as a machine that others use may be slow.  Raises TimeoutError.
+    """
+    import signal
+
     import torch
     from inside import pipelines, smallvalues
     from inside.peaks import Peaks
@@ -84,6 +101,11 @@ def on_the_card(model: str, dtype: str | None, request: dict[str, Any], options:
     from planner.request import Request
     from planner.techniques import DEFAULT, Option
 
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"over {seconds} s")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     pipe = pipelines.shipped(model, dtype)
     peaks = Peaks(pipe)
@@ -91,8 +113,8 @@ def on_the_card(model: str, dtype: str | None, request: dict[str, Any], options:
     call = call_arguments(pipe, Request.from_json(request), Variant())
     outcome = "ran"
     try:
-        for name, value in options:
-            techniques[name].apply(pipe, Option(technique=name, value=value))
+        for name, value, component in options:
+            techniques[name].apply(pipe, Option(technique=name, value=value, component=component))
         with torch.no_grad():
             pipe(**call)
     except torch.OutOfMemoryError:
@@ -134,16 +156,17 @@ def _seen(server: rig.Server, cell: Cell, total: int, limit: int) -> dict[str, A
         "model": cell.setting.model,
         "dtype": cell.setting.dtype or None,
         "request": cell.setting.request.to_json(),
-        "options": [[option.technique, option.value] for option in cell.options],
+        "options": [[option.technique, option.value, option.component] for option in cell.options],
+        "seconds": limit,
     }
     card = rig.card(cell.card) | {"vram": total}
     try:
         seen: dict[str, Any] = server.script(
-            on_the_card, sent, warm=cell.setting.model, limit=limit, **card, context=device.context
+            on_the_card, sent, warm=cell.setting.model, limit=PATIENCE * limit, **card, context=device.context
         )
     except rig.Failed as error:
         last = [line for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
-        said = next((line for line in last if "Error" in line), last[0])
+        said = next((line for line in last if RAISED.match(line)), last[0])
         return {
             "outcome": f"{FAILED}: {said[:300]}",
             "retries": 0,

@@ -67,6 +67,22 @@ def test_options_are_read_back_from_words(benchmark: Any) -> None:
     assert options[0].value == 384
 
 
+def test_options_for_one_component_name_it(benchmark: Any) -> None:
+    (option, _) = benchmark("measuring").options_of("streaming=transformer:21/66-until-vae + placement=resident")
+    assert (option.component, option.value) == ("transformer", "21/66-until-vae")
+
+
+def test_a_failure_is_told_by_what_was_raised(benchmark: Any) -> None:
+    raised = benchmark("measuring").RAISED
+    lines = (
+        "Traceback (most recent call last):",
+        "planner.errors.BadRequest: no share",
+        "KeyError: 'x'",
+        "WARNING[A]: b",
+    )
+    assert [bool(raised.match(line)) for line in lines] == [False, True, True, False]
+
+
 def test_the_plot_has_a_point_for_each_cell(benchmark: Any) -> None:
     drawn = benchmark("scatter").plot([(1.0, 1.1, "model", "a & b"), (20.0, 19.0, "resident", "c")], "title")
     assert drawn.count("<circle") == 4  # two points, two groups
