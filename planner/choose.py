@@ -123,8 +123,12 @@ def _name_of(solution: solve.Solution) -> str:
 
 
 def _no_better(other: Priced, than: Priced) -> bool:
-    """Neither faster nor leaner in any phase."""
-    if len(other.phases) != len(than.phases):
+    """Neither faster nor leaner in any phase, nor lighter: weights weigh only once they have been placed."""
+    if len(other.phases) != len(than.phases) or _weights(other) < _weights(than):
         return False
     leaner = any(a.peak.total < b.peak.total for a, b in zip(other.phases, than.phases, strict=True))
     return not leaner and other.seconds >= than.seconds
+
+
+def _weights(priced: Priced) -> int:
+    return sum(sum(part.weights) for part in priced.program.components)

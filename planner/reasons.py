@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from planner.choose import Choice, NothingFits
@@ -186,7 +186,7 @@ def _rejections(choice: Choice, order: Order) -> Iterator[Rejection]:
     """Offers of the chosen scene, then other scenes, then what was no better than leaving it out."""
     found: dict[str, str] = {}
     if len(choice.scene.problem.groups) > 1:
-        for other in alternatives(choice.scene.problem, choice.solution):
+        for other in nearest(alternatives(choice.scene.problem, choice.solution), choice.scene.options):
             found.setdefault(_named(other, choice), _why(other, choice))
     for scene in choice.scenes:
         if scene is not choice.scene:
@@ -195,6 +195,20 @@ def _rejections(choice: Choice, order: Order) -> Iterator[Rejection]:
         option = next(option for option in worse.candidate if option not in than.candidate)
         found.setdefault(described((option,)), _why_pruned(worse, than))
     yield from (Rejection(what=what, reason=reason) for what, reason in list(found.items())[:SHOWN])
+
+
+def nearest(others: Iterable[Alternative], options: Mapping[str, Candidate]) -> Iterator[Alternative]:
+    """Of settings of the same techniques with the same thing against them, the one that comes nearest to being chosen.
+
+    A component may be streamed in dozens of shares; that each is over the budget is one reason, not dozens.
+    """
+    families: dict[tuple[object, ...], Alternative] = {}
+    for other in others:
+        settings = frozenset((option.technique, option.component) for option in options[other.offer.name])
+        family = (other.group, settings, other.reason)
+        if family not in families or other.amount < families[family].amount:
+            families[family] = other
+    yield from families.values()
 
 
 def _named(other: Alternative, choice: Choice) -> str:

@@ -16,6 +16,7 @@ from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.scenes import SLACK, Limits
 from planner.techniques import DEFAULT, Option
+from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.placement import Placement
 from planner.techniques.streaming import Streaming
 from planner.techniques.vae_tiling import VaeTiling
@@ -98,6 +99,20 @@ def test_no_share_is_better(tmp_path_factory: pytest.TempPathFactory, capacity: 
     able = [p for p in priced if p.worst.peak.total <= capacity and not pricer.rehearse(p, capacity).failed]
     assert any(option.component for option in chosen.candidate)
     assert chosen.seconds <= min(p.seconds for p in able) * (1 + SLACK)
+
+
+@pytest.mark.parametrize("capacity", [2500 * MB, 2000 * MB, 1500 * MB])
+def test_lighter_weights_count_before_they_are_placed(tmp_path: Path, capacity: int) -> None:
+    """No phase of a program without weights is leaner in fp8; with them it is."""
+    request = Request(height=512, width=512, steps=2, fidelity=Fidelity.LOSSY)
+    programs = Programs(FromProfile(profiles.find("sd15"), None), request, tmp_path)
+    pricer = Pricer(programs, CARD, request, [VaeTiling(), LayerwiseCasting(), Placement()])
+    chosen = choose(pricer, Limits(capacity=capacity, host=None)).winner
+    priced = (pricer.price(candidate) for candidate in every(pricer))
+    able = [p for p in priced if p.worst.peak.total <= capacity and not pricer.rehearse(p, capacity).failed]
+    assert chosen.seconds <= min(p.seconds for p in able) * (1 + SLACK)
+    if capacity == 2000 * MB:
+        assert any(option.technique == "layerwise_casting" for option in chosen.candidate)
 
 
 def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
