@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from planner.choose import Choice, NothingFits
 from planner.cost import Phase
 from planner.device import Device
-from planner.errors import TraceFailed
+from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.pricing import Candidate, Priced, Pricer, described
@@ -43,21 +43,30 @@ class Order:
 def plan_of(choice: Choice, pricer: Pricer, order: Order) -> Plan:
     """The plan of what was chosen."""
     rejected = tuple(_rejections(choice, order))
-    return _plan(
-        choice.winner, roomy(choice, pricer, order), pricer, order, choice.solution.bound, choice.explored, rejected
-    )
+    shown = roomy(choice.winner, choice.rehearsal, pricer, order)
+    return _plan(choice.winner, shown, pricer, order, choice.solution.bound, choice.explored, rejected)
 
 
-def roomy(choice: Choice, pricer: Pricer, order: Order) -> Rehearsal:
+def plan_as_it_is(priced: Priced, pricer: Pricer, order: Order) -> Plan:
+    """The plan of a candidate that was not compared with others.  Raises BadRequest where it does not fit."""
+    rehearsal = pricer.rehearse(priced, order.capacity)
+    if rehearsal.failed:
+        raise BadRequest(
+            f"{described(priced.candidate)} lacks {format_bytes(rehearsal.missing)} in {rehearsal.failed} within "
+            f"{format_bytes(order.budget)}; allow more."
+        )
+    return _plan(priced, roomy(priced, rehearsal, pricer, order), pricer, order, priced.seconds, 1, ())
+
+
+def roomy(winner: Priced, capped: Rehearsal, pricer: Pricer, order: Order) -> Rehearsal:
     """What the run shows: as rehearsed under the cap, but where that had to retry, as much as it might take.
 
     Short of memory cuDNN falls back to leaner engines; whether it must hangs on fragments of a few MiB, so the promise
     does not count on it.
     """
-    capped = choice.rehearsal
     if not capped.retries:
         return capped
-    free = pricer.rehearse(choice.winner, None)
+    free = pricer.rehearse(winner, None)
     most = {name: min(allocated, order.capacity) for name, allocated, _ in free.phases}
     phases = tuple((name, max(allocated, most[name]), reserved) for name, allocated, reserved in capped.phases)
     return replace(capped, allocated=max(allocated for _, allocated, _ in phases), phases=phases)

@@ -1,0 +1,247 @@
+"""Random combinations of all techniques on real pipelines: each fits where the plan says so, and is taken back.
+
+    python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER]
+
+A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
+run for two steps and reverted.  What was seen is kept in results/combinations.csv, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import measuring  # noqa: E402
+from accuracy import TooLong, limited  # noqa: E402
+from combining import FAMILIES, Drawn, draw  # noqa: E402
+from measuring import FAILED, OUT, RAN, rig  # noqa: E402
+
+from planner.errors import PlannerError  # noqa: E402
+from planner.pricing import described  # noqa: E402
+
+FILE = HERE / "results" / "combinations.csv"
+LIMIT = 300
+"""Seconds to draw a combination or to run it, after which it is left out."""
+UNDRAWN = "not drawn"
+UNSEEN = 4096
+"""Bytes of timesteps and the like, which keep their values while a program is recorded and are no ghosts."""
+HEAD = """# Random combinations of all techniques
+
+`python benchmarks/combinations.py --seed {seed}`; {ran_on}.
+
+Each combination was drawn from what the techniques offer, applied to the full-size pipeline through `plan.apply`, run
+for two steps under the hard cap of its plan, and reverted.  Error is promised ÷ seen − 1 of the allocated peak.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One combination and what was seen of it; bytes."""
+
+    name: str
+    model: str
+    request: str
+    card: str
+    options: str
+    capacity: int
+    promised: int
+    outcome: str
+    allocated: int = 0
+    reserved: int = 0
+    retries: int = 0
+    left: str = ""
+    """What the revert did not restore; empty where the state was as before."""
+
+    @property
+    def error(self) -> float:
+        """Promised ÷ seen − 1."""
+        return self.promised / self.allocated - 1 if self.allocated else 0.0
+
+    @property
+    def kept(self) -> bool:
+        """Whether it ran within its cap as promised and left nothing behind.
+
+        Short of memory, torch empties its cache and cuDNN takes leaner engines: then the promise is the most it takes.
+        """
+        if self.outcome != RAN or self.left or self.reserved > self.capacity:
+            return False
+        low = self.allocated - UNSEEN if self.retries else 0.995 * self.allocated
+        high = self.capacity if self.retries else 1.01 * self.allocated
+        return low <= self.promised <= high
+
+
+def on_the_card(model: str, dtype: str | None, plan: dict[str, Any]) -> dict[str, Any]:
+    """Sent to the virtual GPU: a call under a plan, and what is left of the plan when it is reverted."""
+    import gc
+
+    import torch
+    from inside import pipelines, smallvalues
+
+    from planner import Plan
+    from planner.arguments import call_arguments
+    from planner.program import Variant
+    from planner.snapshot import snapshot
+
+    mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    made, pipe = Plan.from_json(plan), pipelines.shipped(model, dtype)
+    call, before = call_arguments(pipe, made.request, Variant()), snapshot(pipe)
+    made.apply(pipe)
+    outcome = "ran"
+    try:
+        with torch.no_grad():
+            pipe(**call)
+    except torch.OutOfMemoryError as error:
+        outcome = f"out of memory: {str(error).partition('.')[0]}"
+    seen = {
+        "outcome": outcome,
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "retries": torch.cuda.memory_stats()["num_alloc_retries"],
+    }
+    made.revert(pipe)
+    torch._C._cuda_clearCublasWorkspaces()
+    left = list(before.difference(snapshot(pipe))[:3])
+    pipe.scheduler = None  # some keep what the denoiser said last
+    gc.collect()
+    held = torch.cuda.memory_allocated()
+    left += [f"{held} bytes on the card"] if held > 2**20 else []
+    return {**seen, "left": "; ".join(left)}
+
+
+def seen(server: rig.Server, drawn: Drawn) -> Row:
+    """Run one combination."""
+    plan = drawn.plan
+    known = {
+        "name": drawn.name, "model": plan.model, "request": drawn.words, "card": plan.device.name,
+        "options": described(plan.options), "capacity": plan.capacity, "promised": plan.promise.allocated,
+    }  # fmt: skip
+    sent = {"model": plan.model, "dtype": plan.request.dtype, "plan": plan.to_json()}
+    card = rig.card(plan.device.name) | {"vram": plan.device.total}
+    try:
+        answer = server.script(on_the_card, sent, warm=plan.model, limit=LIMIT, **card, context=plan.device.context)
+    except rig.Failed as error:
+        return Row(**known, outcome=f"{FAILED}: {_said(str(error))}")
+    return Row(**known, **answer)
+
+
+def _said(traceback: str) -> str:
+    """The line that names the error."""
+    lines = [line for line in traceback.splitlines() if line.strip() and not line.startswith(" ")]
+    return next((line for line in lines if "Error" in line or "Failed" in line), lines[0])[:300]
+
+
+def read(file: Path) -> list[Row]:
+    """What was seen so far."""
+    if not file.exists():
+        return []
+    counts = {"capacity", "promised", "allocated", "reserved", "retries"}
+    with file.open(newline="") as lines:
+        return [Row(**{k: int(v) if k in counts else v for k, v in line.items()}) for line in csv.DictReader(lines)]
+
+
+def append(file: Path, row: Row) -> None:
+    """One more row."""
+    names = [field.name for field in fields(Row)]
+    new = not file.exists()
+    with file.open("a", newline="") as lines:
+        writer = csv.DictWriter(lines, names, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow({name: getattr(row, name) for name in names})
+
+
+def page(rows: Sequence[Row], seed: int, ran_on: str) -> str:
+    """The summary, what went wrong, and every row."""
+    drawn = [row for row in rows if not row.outcome.startswith(UNDRAWN)]
+    calm = [row.error for row in drawn if row.outcome == RAN and not row.retries]
+    counts = Counter(row.model for row in drawn)
+    lines = [
+        HEAD.format(seed=seed, ran_on=ran_on),
+        f"- {len(drawn)} combinations over {len(counts)} pipelines: "
+        + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        + ".",
+        f"- {sum(row.outcome == RAN for row in drawn)} ran, "
+        f"{sum(row.outcome.startswith(OUT) for row in drawn)} ran out of memory, "
+        f"{sum(row.outcome.startswith(FAILED) for row in drawn)} failed; "
+        f"{sum(not row.left for row in drawn)} left nothing behind.",
+    ]
+    if calm:
+        near = sum(-0.005 <= error <= 0.01 for error in calm)
+        lines += [
+            f"- Errors where memory was never short ({len(calm)}): {min(calm):+.2%} to {max(calm):+.2%}, "
+            f"{near / len(calm):.0%} within −0.5 % and +1 %."
+        ]
+    return "\n".join([*lines, *_problems(drawn), *_refused(rows), *_table(drawn)]) + "\n"
+
+
+def _problems(rows: Sequence[Row]) -> Iterator[str]:
+    if wrong := [row for row in rows if not row.kept]:
+        yield "\n## Not as promised\n"
+        for row in wrong:
+            off = row.left or (f"{row.error:+.2%}" if row.outcome == RAN else "")
+            yield f"- {row.name} {row.model} {row.request}, {row.options}: {row.outcome} {off}".rstrip()
+
+
+def _refused(rows: Sequence[Row]) -> Iterator[str]:
+    if refused := [row for row in rows if row.outcome.startswith(UNDRAWN)]:
+        yield "\n## Not drawn\n"
+        yield from (f"- {row.name} {row.model}: {row.outcome}" for row in refused)
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    yield "\n## All\n"
+    yield "| | pipeline | request | card | options | cap GB | promised | seen | error |"
+    yield "|---|---|---|---|---|---:|---:|---:|---:|"
+    for row in rows:
+        sizes = [f"{size / 1e9:.3f}" for size in (row.capacity, row.promised, row.allocated)]
+        error = "short" if row.retries else f"{row.error:+.2%}"
+        yield "| " + " | ".join((row.name, row.model, row.request, row.card, row.options, *sizes, error)) + " |"
+
+
+def run(asked: argparse.Namespace, server: rig.Server) -> None:
+    """Draw and run what is not in the file yet, as long as time allows."""
+    known = {row.name for row in read(FILE)}
+    ends = time.monotonic() + asked.minutes * 60
+    for number in range(asked.first, asked.first + asked.count):
+        if f"{asked.seed}/{number}" in known or time.monotonic() > ends:
+            continue
+        try:
+            with limited(LIMIT):
+                row = seen(server, draw(asked.seed, number, asked.cache))
+        except (PlannerError, TooLong) as refused:
+            model = FAMILIES[number % len(FAMILIES)].model
+            row = Row(
+                name=f"{asked.seed}/{number}", model=model, request="", card="", options="", capacity=0, promised=0,
+                outcome=f"{UNDRAWN}: {refused}",
+            )  # fmt: skip
+        append(FILE, row)
+        print(row.name, row.model, row.request, row.options, row.outcome, f"{row.error:+.2%}", row.left, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no combination after so many")
+    parser.add_argument("--cache", type=Path, help="folder of recorded programs")
+    asked = parser.parse_args()
+    with rig.Server() as server:
+        run(asked, server)
+        ran_on = ", ".join(f"{name} {version}" for name, version in server.script(measuring.versions).items())
+    rows = [row for row in read(FILE) if row.name.startswith(f"{asked.seed}/")]
+    FILE.with_suffix(".md").write_text(page(rows, asked.seed, ran_on), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
