@@ -163,24 +163,22 @@ def append(file: Path, row: Row) -> None:
 def page(rows: Sequence[Row], seed: int, ran_on: str) -> str:
     """The summary, what went wrong, and every row."""
     drawn = [row for row in rows if not row.outcome.startswith(UNDRAWN)]
-    calm = [row.error for row in drawn if row.outcome == RAN and not row.retries]
-    counts = Counter(row.model for row in drawn)
+    families = ", ".join(f"{model} {count}" for model, count in sorted(Counter(row.model for row in drawn).items()))
+    ran = sum(row.outcome == RAN for row in drawn)
+    out = sum(row.outcome.startswith(OUT) for row in drawn)
+    clean = sum(not row.left for row in drawn)
+    failed = len(drawn) - ran - out
     lines = [
         HEAD.format(seed=seed, ran_on=ran_on),
-        f"- {len(drawn)} combinations over {len(counts)} pipelines: "
-        + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        + ".",
-        f"- {sum(row.outcome == RAN for row in drawn)} ran, "
-        f"{sum(row.outcome.startswith(OUT) for row in drawn)} ran out of memory, "
-        f"{sum(row.outcome.startswith(FAILED) for row in drawn)} failed; "
-        f"{sum(not row.left for row in drawn)} left nothing behind.",
+        f"- {len(drawn)} combinations: {families}.",
+        f"- {ran} ran, {out} ran out of memory, {failed} failed; {clean} left nothing behind.",
     ]
-    if calm:
+    if calm := [row.error for row in drawn if row.outcome == RAN and not row.retries]:
         near = sum(-0.005 <= error <= 0.01 for error in calm)
-        lines += [
-            f"- Errors where memory was never short ({len(calm)}): {min(calm):+.2%} to {max(calm):+.2%}, "
-            f"{near / len(calm):.0%} within −0.5 % and +1 %."
-        ]
+        lines.append(
+            f"- Where memory was never short: {min(calm):+.2%} to {max(calm):+.2%}, {near} of {len(calm)} "
+            "within −0.5 % and +1 %."
+        )
     return "\n".join([*lines, *_problems(drawn), *_refused(rows), *_table(drawn)]) + "\n"
 
 

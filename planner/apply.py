@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.errors import ApplyFailed, BadRequest, PlannerError
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
-from planner.techniques.placement import Placement, offloaded
+from planner.techniques.placement import Placement, check_free
 from planner.techniques.streaming import Streaming
 from planner.units import format_bytes
 
@@ -58,10 +58,11 @@ def is_applied(pipe: Any) -> bool:
 
 
 def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
-    chosen = {technique.name: technique for technique in techniques}
-    if device is not None:
-        chosen |= {"placement": Placement(device=device), "streaming": Streaming(device=device)}
-    return chosen
+    """By name; where a device is given, our own compute there."""
+    return {
+        t.name: replace(t, device=device) if device is not None and isinstance(t, (Placement, Streaming)) else t
+        for t in techniques
+    }
 
 
 def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
@@ -70,13 +71,11 @@ def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
         raise BadRequest(f"The plan is for a {plan.pipeline}, this is a {type(pipe).__name__}; plan this pipeline.")
     if unknown := [option.technique for option in plan.options if option.technique not in able]:
         raise BadRequest(
-            f"The plan uses {unknown[0]}, which is not among the {len(able)} techniques given; pass it too."
+            f"The plan uses {unknown[0]}, which is not among the {len(able)} techniques given; pass it too: "
+            "plan.apply(pipe, techniques=…)."
         )
-    if not is_applied(pipe) and (hooked := offloaded(pipe)):
-        raise ApplyFailed(
-            f"{', '.join(hooked)} ({len(hooked)} of {len(pipe.components)} components) are offloaded by hooks that "
-            "this planner did not put there; call pipe.remove_all_hooks() and pipe.to('cpu') first."
-        )
+    if not is_applied(pipe):
+        check_free(pipe)
 
 
 def _applied(technique: Technique, pipe: Any, option: Option) -> Undo:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from planner.device import Device
 from planner.errors import BadRequest, PlannerError
 from planner.request import Fidelity, Request
-from planner.techniques.base import Option
+from planner.techniques import DEFAULT
+from planner.techniques.base import Option, Technique
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -108,15 +109,15 @@ class Plan:
         """The option of a technique, None where it stays off."""
         return next((option for option in self.options if option.technique == technique), None)
 
-    def apply(self, pipe: Any, *, device: str | None = None) -> None:
+    def apply(self, pipe: Any, *, device: str | None = None, techniques: Sequence[Technique] = DEFAULT) -> None:
         """Configure a live pipeline in place and set the hard cap; a plan applied before is undone first.
 
-        `device`: where to compute, by default `cuda` where there is one, else `cpu`.  Raises ApplyFailed; the pipeline
-        is then as it was.
+        `device`: where to compute, by default `cuda` where there is one, else `cpu`.  `techniques`: those the plan was
+        made with.  Raises ApplyFailed; the pipeline is then as it was.
         """
         from planner import apply
 
-        apply.configure(pipe, self, device=device)
+        apply.configure(pipe, self, techniques=techniques, device=device)
 
     def revert(self, pipe: Any) -> None:
         """Give the pipeline back as it was before `apply`.  Raises ApplyFailed where no plan is applied."""

@@ -113,6 +113,29 @@ def offload(pipe: Any, grouping: Grouping, without: Iterable[str], device: str, 
     return undo
 
 
+def moves(part: Any) -> bool:
+    """Whether diffusers' group offload moves this module."""
+    registry = getattr(part, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
+
+
+def remove_group_offload(pipe: Any) -> None:
+    """Take off group offload of others, for which diffusers has no way; all weights go to the host."""
+    import torch
+
+    grouped = [module for module in modules(pipe).values() if any(map(moves, module.modules()))]
+    _unhook(pipe)
+    for part in (part for module in grouped for part in module.modules()):
+        registry: Any = getattr(part, "_diffusers_hook", None)
+        if registry is not None and not registry.hooks:
+            del part._diffusers_hook
+            if getattr(vars(part).get("forward"), "__func__", None) is type(part).forward:
+                del part.forward
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            _bring_home(tensor, torch.device("cpu"))
+    _give_back_pinned()
+
+
 def _one_by_one(pipe: Any, staying: Iterable[str], target: Any, folder: Path, given: dict[str, Any]) -> None:
     """As the pipeline's own method does, with a folder for each component: files are named by paths in it alone."""
     import torch

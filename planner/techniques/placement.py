@@ -52,11 +52,7 @@ class Placement:
         return variant
 
     def apply(self, pipe: Any, option: Option) -> Undo:
-        if hooked := offloaded(pipe):
-            raise ApplyFailed(
-                f"{', '.join(hooked)} ({len(hooked)} components) are offloaded already; "
-                "call pipe.remove_all_hooks() and pipe.to('cpu') first."
-            )
+        check_free(pipe)
         device = self.device or default_device()
         if option.value not in REWRITES:
             choice = group.Choice.of(str(option.value))
@@ -105,23 +101,25 @@ def _sequential_on_cpu(pipe: Any) -> None:
             cpu_offload(module, pipe._offload_device, offload_buffers=len(module._parameters) > 0)
 
 
-def offloaded(pipe: Any) -> tuple[str, ...]:
-    """Components that some hook moves between host and card."""
-    return tuple(name for name, module in modules(pipe).items() if _is_offloaded(module))
+def check_free(pipe: Any) -> None:
+    """Raise ApplyFailed, with what takes them off, where hooks that are not ours move weights."""
+    whole = modules(pipe)
+    hooked = [name for name, module in whole.items() if any(map(_is_foreign, module.modules()))]
+    grouped = [name for name, module in whole.items() if any(map(group.moves, module.modules()))]
+    ways = ["pipe.remove_all_hooks() and pipe.to('cpu')"] if hooked else []
+    ways += ["planner.techniques.group.remove_group_offload(pipe)"] if grouped else []
+    if ways:
+        moved = dict.fromkeys((*hooked, *grouped))
+        raise ApplyFailed(
+            f"{', '.join(moved)} ({len(moved)} of {len(pipe.components)} components) are offloaded by hooks that this "
+            f"planner did not put there; call {' and '.join(ways)} first."
+        )
 
 
-def _is_offloaded(module: Any) -> bool:
-    return any(_is_foreign(getattr(part, "_hf_hook", None)) or _groups(part) for part in module.modules())
-
-
-def _is_foreign(hook: Any) -> bool:
+def _is_foreign(part: Any) -> bool:
+    """Whether accelerate has a hook on this module that is not ours."""
+    hook = getattr(part, "_hf_hook", None)
     return hook is not None and not is_ours(hook)
-
-
-def _groups(part: Any) -> bool:
-    """Whether diffusers' group offload moves this module."""
-    registry = getattr(part, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook("group_offloading") is not None
 
 
 def _remember_places(pipe: Any) -> Undo:

@@ -10,7 +10,9 @@ from diffusers import FluxPipeline, WanPipeline
 from planner.errors import ApplyFailed, BadRequest
 from planner.group_offload import Grouping
 from planner.snapshot import snapshot
-from planner.techniques.group import GROUPINGS, Choice, offload
+from planner.techniques.base import Option
+from planner.techniques.group import GROUPINGS, Choice, offload, remove_group_offload
+from planner.techniques.placement import Placement
 
 from . import tiny
 
@@ -107,3 +109,14 @@ def test_the_code_says_what_stays() -> None:
         'pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, '
         'use_stream=True, exclude_modules=["vae"])'
     )
+
+
+def test_group_offload_of_others_is_named_and_taken_off(pipe: Any) -> None:
+    before, output = snapshot(pipe), tiny.run(pipe)
+    pipe.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    with pytest.raises(ApplyFailed, match=r"call planner.techniques.group.remove_group_offload\(pipe\) first") as told:
+        Placement(device="cpu").apply(pipe, Option(technique="placement", value="resident"))
+    assert "remove_all_hooks" not in str(told.value)
+    remove_group_offload(pipe)
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
