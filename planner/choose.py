@@ -42,7 +42,7 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     """The best candidate within the limits.  Raises NothingFits."""
     pruned: list[tuple[Priced, Priced]] = []
     made = Scenes(pricer, limits)
-    scenes: dict[str, Scene] = {}
+    visited: list[str] = []
     rehearsals: dict[str, Rehearsal] = {}
     best: solve.Solution | None = None
 
@@ -52,21 +52,23 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     def runs(solution: solve.Solution) -> bool:
         name = _name_of(solution)
         if name not in rehearsals:
-            rehearsals[name] = pricer.rehearse(made.whole(scenes[solution.label], solution), limits.capacity)
+            rehearsals[name] = pricer.rehearse(made.whole(made.called(solution.label), solution), limits.capacity)
         return not rehearsals[name].failed
 
     for scene in _by_bound(pricer, made, pruned, latest):
-        scenes[scene.problem.label] = scene
+        visited.append(scene.problem.label)
         try:
-            best = solve.solve([s.problem for s in scenes.values()], accept=runs, slack=SLACK)
+            best = solve.solve(
+                [made.called(label).problem for label in visited], accept=runs, slack=SLACK, exact=made.exact
+            )
         except solve.NoSolution as evidence:
             missing = evidence
     if best is None:
-        raise NothingFits(made.whole(scenes[missing.choice.label], missing.choice), missing)
-    scene = scenes[best.label]
+        raise NothingFits(made.whole(made.called(missing.choice.label), missing.choice), missing)
+    scene = made.called(best.label)
     return Choice(
         winner=made.whole(scene, best), rehearsal=rehearsals[_name_of(best)], scene=scene, solution=best,
-        scenes=tuple(scenes.values()), explored=pricer.priced, pruned=tuple(pruned),
+        scenes=tuple(map(made.called, visited)), explored=pricer.priced, pruned=tuple(pruned),
     )  # fmt: skip
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import floor
 
-from planner.cost import Cost, Phase
+from planner.cost import Cost, Phase, rounded
 from planner.demands import chosen, demands
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons, kind_of
-from planner.program import Program, Variant
+from planner.outline import Passes
+from planner.program import Call, Program, Variant
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
-from planner.techniques.base import Option, Scope, Technique
+from planner.streaming import passes
+from planner.techniques.base import Option, Outlining, Scope, Technique
 
 Candidate = tuple[Option, ...]
 PLACEMENT = "placement"
@@ -46,6 +49,17 @@ class Priced:
         return tuple(n for n, phase in enumerate(self.phases) if phase.name.partition(".")[0] in names)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """What an option for one component adds to a scene at least; bytes and seconds."""
+
+    seconds: float
+    memory: tuple[int, ...]
+    """In each phase."""
+    host: int
+    """Exactly."""
+
+
 class Pricer:
     """Prices candidates of one model, request and device; each once."""
 
@@ -62,6 +76,7 @@ class Pricer:
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
+        self._cut: dict[tuple[str, str, str, tuple[Call, ...]], Passes] = {}
 
     @property
     def priced(self) -> int:
@@ -80,6 +95,46 @@ class Pricer:
             phases = taught(self._cost.phases(program), program, self._device, self._lessons)
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
+
+    def sketch(self, scene: Priced, option: Option) -> Sketch | None:
+        """What an option adds to a scene with all weights on the card, without writing it into the program.
+
+        At the moment of a phase's peak the weights that left are missing and nothing else is; where some are fetched, a
+        pass holds at least what its pieces do.  None where that cannot be said.
+        """
+        technique, program, name = self.techniques[option.technique], scene.program, option.component
+        outline = technique.outline(program, option) if isinstance(technique, Outlining) else None
+        if outline is None:
+            return None
+        burdens = self._passes(program, name).burdens(outline.away)
+        weights, seconds, rows = sum(map(rounded, program.component(name).weights)), 0.0, []
+        ends = [phase.name for phase in scene.phases if owner(phase.name) == outline.until]
+        arriving = self._arriving(outline.aboard)
+        for phase in scene.phases:
+            own, burden = owner(phase.name) == name, burdens.get(phase.name)
+            gone = outline.kept + (sum(outline.aboard) if own else 0) - weights
+            rows.append(gone if phase.grown == 1 else floor(gone * phase.grown) - 2)
+            if own:
+                seconds += (arriving + (burden.seconds if burden else 0.0)) * phase.slower * program.variant.splits
+                arriving = 0.0
+            if burden and phase.grown == 1:
+                rows[-1] = max(rows[-1], gone + burden.most + phase.peak.weights - phase.peak.total)
+            if ends == [phase.name] and phase.grown == 1:  # they leave when it has begun
+                rows[-1] = max(rows[-1], gone + sum(outline.aboard) + phase.peak.weights - phase.peak.total)
+        host = sum(outline.aboard) + sum(size for _, size in outline.away)
+        return Sketch(seconds=seconds, memory=tuple(rows), host=host)
+
+    def _arriving(self, units: tuple[int, ...]) -> float:
+        """Seconds until units have arrived before the first pass; the host waits for their setting out, too."""
+        pace = self._cost.pace("none")
+        return 2 * pace.set_out(len(units)) + pace.fetch(sum(units)) if units else 0.0
+
+    def _passes(self, program: Program, name: str) -> Passes:
+        """The passes of a component, known by its calls."""
+        key = program.family, program.tracing, name, tuple(passes(program, name))
+        if key not in self._cut:
+            self._cut[key] = Passes(program, program.component(name), self._cost)
+        return self._cut[key]
 
     def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
         """The candidate in PyTorch's allocator."""
@@ -157,6 +212,11 @@ class Pricer:
         names = (name for name, technique in self.techniques.items() if technique.scope == scope)
         offered = [(None, *self.offered(name, priced)) for name in names]
         return [tuple(option for option in choice if option is not None) for choice in product(*offered)]
+
+
+def owner(module: str) -> str:
+    """The component of which a module is called: `vae` for `vae.decode`."""
+    return module.partition(".")[0]
 
 
 def neutral(candidate: Candidate, options: Sequence[Option]) -> Candidate:

@@ -351,6 +351,11 @@ class Program:
     waiting: int = 0
     """Bytes of weights that keep a place in host memory while the pipeline is configured."""
 
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Those of the outermost body."""
+        return self.recordings[self.course].events
+
     def component(self, name: str) -> Component:
         """The component called `name`; KeyError if there is none."""
         for component in self.components:

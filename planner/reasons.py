@@ -232,7 +232,8 @@ def _why(other: Alternative, choice: Choice) -> str:
         case "over":
             phase = choice.winner.phases[other.phase or 0].name
             needs = choice.scene.problem.capacity + int(other.amount)
-            return f"needs {format_bytes(needs)} in {phase}, {format_bytes(int(other.amount))} over"
+            least = "at least " if other.offer.sketch else ""
+            return f"needs {least}{format_bytes(needs)} in {phase}, {format_bytes(int(other.amount))} over"
         case "host":
             return f"needs {format_bytes(int(other.amount))} more host memory than there is"
         case "slower":

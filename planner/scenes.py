@@ -8,7 +8,7 @@ may be streamed, which add to every phase in which they are on the card.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
 
@@ -55,6 +55,7 @@ class Scenes:
     def __init__(self, pricer: Pricer, limits: Limits) -> None:
         self._pricer, self._limits = pricer, limits
         self._plain: dict[Candidate, Scene] = {}
+        self._made: dict[str, Scene] = {}
 
     def plain(self, candidate: Candidate) -> Scene:
         """The scene in which the weights are where the candidate says."""
@@ -85,6 +86,20 @@ class Scenes:
                 continue  # what only saves memory is priced where streaming alone does not save enough
             yield self._scene(self._pricer.price(self._pricer.merged(priced, combination)), streams)
 
+    def called(self, label: str) -> Scene:
+        """The scene of that label, as far as it is known by now."""
+        return self._made[label]
+
+    def exact(self, solution: solve.Solution) -> tuple[solve.Offer, ...]:
+        """The offers of a solution with sketches priced, here and in what `called` answers from now on."""
+        scene = self.called(solution.label)
+        offers = tuple(
+            self._streamed(scene.priced, scene.options[offer.name]) if offer.sketch else offer
+            for offer in solution.choice
+        )
+        self._made[solution.label] = replace(scene, problem=solve.filled(scene.problem, offers))
+        return offers
+
     def whole(self, scene: Scene, solution: solve.Solution) -> Priced:
         """The candidate a solution stands for."""
         chosen = tuple(option for offer in solution.choice[1:] for option in scene.options[offer.name])
@@ -93,11 +108,8 @@ class Scenes:
     def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]]) -> Scene:
         """The solver's problem for one scene; `streams` are choices for single components, which then have groups."""
         options: dict[str, Candidate] = {}
-        held = [sum(map(rounded, priced.program.component(name).weights)) for name in streams]
-        groups = [
-            tuple(self._streams(priced, weights, choices, options))
-            for weights, choices in zip(held, streams.values(), strict=True)
-        ]
+        held = [_held(priced, name) for name in streams]
+        groups = [self._streams(priced, choices, options) for choices in streams.values()]
         room = _room(self._limits.capacity + sum(held), groups, len(priced.phases))
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
@@ -114,28 +126,48 @@ class Scenes:
             capacity=self._limits.capacity, host=self._limits.host,
             seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
         )  # fmt: skip
-        return Scene(priced=priced, problem=problem, options=options)
+        self._made[problem.label] = Scene(priced=priced, problem=problem, options=options)
+        return self._made[problem.label]
 
     def _streams(
-        self, scene: Priced, weights: int, choices: Sequence[Option], options: dict[str, Candidate]
-    ) -> Iterator[solve.Offer]:
+        self, scene: Priced, choices: Sequence[Option], options: dict[str, Candidate]
+    ) -> tuple[solve.Offer, ...]:
         """A component with its weights on the card throughout, or streamed in one of these ways.
 
-        An offer's rows count the weights of the component itself too, so that none is negative.
+        Those that leave least in some phase are priced, for that is what the other groups may take.
         """
-        for choice in ((), *((option,) for option in choices)):
-            priced = self._pricer.price(self._pricer.merged(scene, choice))
-            more = zip(priced.phases, scene.phases, strict=True)
-            offer = solve.Offer(
-                name=described(choice),
-                seconds=priced.seconds - scene.seconds,
-                memory=tuple(weights + phase.peak.total - before.peak.total for phase, before in more),
-                host=priced.program.waiting - scene.program.waiting,
-                fidelity=fidelity(choice),
-                changes=len(choice),
-            )
-            options[offer.name] = choice
-            yield offer
+        held = _held(scene, choices[0].component)
+        resident = solve.Offer(name=described(()), seconds=0.0, memory=(held,) * len(scene.phases))
+        offers = [resident, *(self._sketched(scene, option) for option in choices)]
+        options |= {offer.name: choice for offer, choice in zip(offers, ((), *((o,) for o in choices)), strict=True)}
+        for row in range(len(scene.phases)):
+            while (least := min(offers, key=lambda offer: offer.memory[row])).sketch:
+                offers[offers.index(least)] = self._streamed(scene, options[least.name])
+        return tuple(offers)
+
+    def _sketched(self, scene: Priced, option: Option) -> solve.Offer:
+        """One way to stream a component as far as it is known without writing it into the program."""
+        sketch = self._pricer.sketch(scene, option)
+        if sketch is None:
+            return self._streamed(scene, (option,))
+        held = _held(scene, option.component)
+        return solve.Offer(
+            name=described((option,)), seconds=sketch.seconds, memory=tuple(held + more for more in sketch.memory),
+            host=sketch.host, fidelity=fidelity((option,)), changes=1, sketch=True,
+        )  # fmt: skip
+
+    def _streamed(self, scene: Priced, choice: Candidate) -> solve.Offer:
+        """One way to stream a component; rows count all its weights, so that none is negative."""
+        held, priced = _held(scene, choice[0].component), self._pricer.price(self._pricer.merged(scene, choice))
+        more = zip(priced.phases, scene.phases, strict=True)
+        return solve.Offer(
+            name=described(choice),
+            seconds=priced.seconds - scene.seconds,
+            memory=tuple(held + phase.peak.total - before.peak.total for phase, before in more),
+            host=priced.program.waiting - scene.program.waiting,
+            fidelity=fidelity(choice),
+            changes=len(choice),
+        )
 
     def _offers(
         self,
@@ -184,6 +216,11 @@ class Scenes:
             fidelity=fidelity(own),
             changes=sum(not option.neutral for option in own),
         )
+
+
+def _held(scene: Priced, component: str) -> int:
+    """Bytes of a component's weights on the card."""
+    return sum(map(rounded, scene.program.component(component).weights))
 
 
 def _room(most: int, groups: Sequence[Sequence[solve.Offer]], phases: int) -> list[int]:

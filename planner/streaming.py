@@ -6,9 +6,10 @@ nothing travels back.  Units that stay between them give the copies time, so tho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import TypeVar
 
 from planner.numbering import Names
 from planner.program import (
@@ -27,6 +28,8 @@ from planner.program import (
     Recording,
     Unit,
 )
+
+T = TypeVar("T")
 
 LAYER = 2
 """Weights a single layer has at most: its matrix and its bias."""
@@ -123,7 +126,19 @@ def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, .
 
 
 def _calls(program: Program, name: str) -> Iterator[Event]:
-    return (e for e in program.recordings[program.course].events if _is_call(e) and _owner(e) == name)
+    return (event for event in program.events if _is_call(event) and _owner(event) == name)
+
+
+def passes(program: Program, name: str) -> Iterator[Call]:
+    """The calls of a component that is streamable."""
+    return (event for event in _calls(program, name) if isinstance(event, Call))
+
+
+def flat(program: Program, component: Component, recording: int) -> Sequence[Event | Begin | End]:
+    """One body of a component with everything around its units written out."""
+    writer = _Flat(program, component)
+    writer.write(recording)
+    return writer.events
 
 
 def _is_call(event: Event) -> bool:
@@ -139,14 +154,14 @@ def _owner(event: Event) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Begin:
+class Begin:
     """A unit is about to run."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
+class End:
     """It has run."""
 
     path: str
@@ -158,7 +173,7 @@ class _Flat:
 
     program: Program
     component: Component
-    events: list[Event | _Begin | _End] = field(default_factory=list)
+    events: list[Event | Begin | End] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=count)
     _units: dict[str, str] = field(default_factory=dict)
     """Name of the unit at each path."""
@@ -172,7 +187,7 @@ class _Flat:
     def touched(self, call: Call) -> tuple[str, ...]:
         """Paths of the units in the order in which they run."""
         self.write(call.recording)
-        return tuple(event.path for event in self.events if isinstance(event, _Begin))
+        return tuple(event.path for event in self.events if isinstance(event, Begin))
 
     def write(self, recording: int) -> dict[int, int]:
         """Write out one body; its surviving buffers by their new numbers."""
@@ -193,17 +208,17 @@ class _Flat:
                     self._call(inner, module, kept, self._path(here, module), names)
                 case Enter(module, _):
                     inside.append(self._path(here, module))
-                    self.events += [event, *([_Begin(self._units[inside[-1]])] if inside[-1] in self._units else [])]
+                    self.events += [event, *([Begin(self._units[inside[-1]])] if inside[-1] in self._units else [])]
                 case Exit():
                     done = inside.pop()
-                    self.events += [*([_End(self._units[done])] if done in self._units else []), event]
+                    self.events += [*([End(self._units[done])] if done in self._units else []), event]
                 case _:
                     self.events.append(event)
 
     def _call(self, inner: int, module: str, kept: tuple[tuple[int, int], ...], path: str, names: Names) -> None:
         if path in self._units:
             unit = self._units[path]
-            self.events += [_Begin(unit), Call(inner, module, names.kept(kept)), _End(unit)]
+            self.events += [Begin(unit), Call(inner, module, names.kept(kept)), End(unit)]
         elif path in self._above and module:
             local = Names(self._numbers)
             self.events.append(Enter(module, ()))
@@ -242,43 +257,48 @@ class _Writer:
             return call
         key = (call.recording, first)
         if key not in self._known:
-            flat = _Flat(self._program, self._component)
-            names = flat.write(call.recording)
-            events = tuple(self._serial(flat.events) if first else self._ahead(flat.events))
+            pieces = _Flat(self._program, self._component)
+            names = pieces.write(call.recording)
+            schedule: Callable[..., Iterator[Event]] = serial if first else ahead
+            events = tuple(schedule(pieces.events, self._away))
             recording = self._program.recordings[call.recording]
             self._known[key] = PLACED + len(self._program.placed) + len(self.written), names
             self.written.append(replace(recording, own=(), events=events))
         index, names = self._known[key]
         return call._replace(recording=index, kept=tuple((names[inner], outer) for inner, outer in call.kept))
 
-    def _serial(self, events: Sequence[Event | _Begin | _End]) -> Iterator[Event]:
-        for event in events:
-            match event:
-                case _Begin(path):
-                    yield from (Fetch(path, (self._away[path],)), Await(path)) if path in self._away else ()
-                case _End(path):
-                    yield from (Drop(path, copied=False),) if path in self._away else ()
-                case _:
-                    yield event
 
-    def _ahead(self, events: Sequence[Event | _Begin | _End]) -> Iterator[Event]:
-        order = [event.path for event in events if isinstance(event, _Begin) and event.path in self._away]
-        fetched = order[0]
-        yield Fetch(fetched, (self._away[fetched],))
-        later = iter(order[1:])
-        for event in events:
-            match event:
-                case _Begin(path):
-                    if path not in self._away:
-                        continue
-                    if fetched != path:
-                        yield Fetch(path, (self._away[path],))
-                    yield Await(path)
-                    following = next(later, path)
-                    if following != path:
-                        fetched = following
-                        yield Fetch(fetched, (self._away[fetched],))
-                case _End(path):
-                    yield from (Drop(path, copied=False),) if path in self._away else ()
-                case _:
-                    yield event
+def serial(events: Iterable[T | Begin | End], away: Mapping[str, int]) -> Iterator[T | Fetch | Await | Drop]:
+    """A first pass, with its travelling units and their bytes: each is fetched when it begins."""
+    for event in events:
+        match event:
+            case Begin(path):
+                yield from (Fetch(path, (away[path],)), Await(path)) if path in away else ()
+            case End(path):
+                yield from (Drop(path, copied=False),) if path in away else ()
+            case _:
+                yield event
+
+
+def ahead(events: Sequence[T | Begin | End], away: Mapping[str, int]) -> Iterator[T | Fetch | Await | Drop]:
+    """A later pass: each unit is fetched while the travelling one before it computes."""
+    order = [event.path for event in events if isinstance(event, Begin) and event.path in away]
+    fetched = order[0]
+    yield Fetch(fetched, (away[fetched],))
+    later = iter(order[1:])
+    for event in events:
+        match event:
+            case Begin(path):
+                if path not in away:
+                    continue
+                if fetched != path:
+                    yield Fetch(path, (away[path],))
+                yield Await(path)
+                following = next(later, path)
+                if following != path:
+                    fetched = following
+                    yield Fetch(fetched, (away[fetched],))
+            case End(path):
+                yield from (Drop(path, copied=False),) if path in away else ()
+            case _:
+                yield event

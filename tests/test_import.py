@@ -30,7 +30,7 @@ ROOMS = (
         "streaming",
     ),
     *("group_offload", "techniques", "settings", "programs", "lessons"),
-    *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost"),
+    *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "outline"),
     *("rehearsal", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("apply", "snapshot"),

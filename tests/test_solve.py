@@ -134,6 +134,33 @@ def test_asks_twice_at_most_when_all_is_accepted(problems: tuple[Problem, ...], 
         assert found in asked or found.choice in [solution.choice for solution in asked]
 
 
+@given(scenes(), st.data(), SLACKS)
+def test_sketches_change_nothing(problems: tuple[Problem, ...], data: st.DataObject, slack: float) -> None:
+    """Offers that are known to be no less than something are asked about before they win."""
+    accept = moody(3, 0.3)
+
+    def less(offer: Offer) -> Offer:
+        if not data.draw(st.booleans()):
+            return offer
+        memory = tuple(max(row - data.draw(st.integers(0, 3)), 0) for row in offer.memory)
+        return replace(offer, seconds=offer.seconds * data.draw(st.integers(0, 4)) / 4, memory=memory, sketch=True)
+
+    def exact(solution: Solution) -> tuple[Offer, ...]:
+        assert any(offer.sketch for offer in solution.choice)
+        groups = next(p for p in problems if p.label == solution.label).groups
+        pairs = zip(solution.choice, groups, strict=True)
+        return tuple(next(o for o in group if o.name == offer.name) for offer, group in pairs)
+
+    def answer(several: Sequence[Problem]) -> Solution | tuple[Solution, int, int, int, int]:
+        try:
+            return solve(several, accept=lambda s: accept(s.label, names(s)), slack=slack, exact=exact)
+        except NoSolution as none:
+            return none.choice, none.capacity, none.over, none.host, none.refused
+
+    sketched = [replace(p, groups=tuple(tuple(map(less, group)) for group in p.groups)) for p in problems]
+    assert answer(sketched) == answer(problems)
+
+
 @given(scenes())
 def test_smallest_capacity_equals_brute_force(problems: tuple[Problem, ...]) -> None:
     capacity, found = smallest_capacity(problems)

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from planner.solve.bounds import UNLIMITED
 from planner.solve.contrast import alternatives
-from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution
-from planner.solve.search import Aim, Search
+from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution, filled
+from planner.solve.search import Aim, Exact, Search, as_offered
 
 __all__ = [
     "Alternative",
@@ -23,41 +23,54 @@ __all__ = [
     "Problem",
     "Solution",
     "alternatives",
+    "filled",
     "smallest_capacity",
     "solve",
 ]
 
 
 def solve(
-    problems: Sequence[Problem], *, accept: Callable[[Solution], bool] = lambda _: True, slack: float = 0.02
+    problems: Sequence[Problem],
+    *,
+    accept: Callable[[Solution], bool] = lambda _: True,
+    slack: float = 0.02,
+    exact: Exact = as_offered,
 ) -> Solution:
     """The choice that intervenes least among those feasible, accepted and at most `slack` slower than the fastest.
 
     That is: lowest fidelity number, then fewest changes, least time, earliest problem, names.  `accept` is asked about
-    the fastest candidates first, then about the preferred ones, never twice about one.  Raises `NoSolution`.
+    the fastest candidates first, then about the preferred ones, never twice about one.  A choice that holds sketches is
+    first put to `exact`, which answers with its offers in full.  Raises `NoSolution`.
     """
-    search = Search(problems, accept)
+    search = Search(problems, accept, exact)
     levels = sorted({0, *(offer.fidelity for problem in problems for group in problem.groups for offer in group)})
     fastest = search.hunt(Aim(levels[-1]))
     if fastest is None:
-        raise evidence(problems, search.refused)
+        raise evidence(search.problems, search.refused, exact)
     limit = fastest.time * (1 + slack)
     hunts = (search.hunt(Aim(level, limit, frugal=True)) for level in levels)
     return search.solution(next(filter(None, hunts)), fastest.time)
 
 
 def smallest(
-    problems: Sequence[Problem], limited: Callable[[Problem, int], Problem], need: Callable[[Solution], int]
+    problems: Sequence[Problem],
+    limited: Callable[[Problem, int], Problem],
+    need: Callable[[Solution], int],
+    exact: Exact = as_offered,
 ) -> int | None:
     """The smallest limit under which anything is feasible, by bisection between what was found and what was refuted."""
     high: int | None = None
+
+    def timeless(solution: Solution) -> tuple[Offer, ...]:
+        return tuple(replace(offer, seconds=0.0) for offer in exact(solution))
+
     for problem in problems:
         groups = tuple(tuple(replace(offer, seconds=0.0) for offer in group) for group in problem.groups)
-        search = Search([replace(problem, seconds=0.0, groups=groups)], lambda _: True)
+        search = Search([replace(problem, seconds=0.0, groups=groups)], lambda _: True, timeless)
         # Each scene must first beat the best so far; only then is bisecting worth it.
         low, limit = 0, UNLIMITED if high is None else high - 1
         while low <= limit:
-            search.problems = [limited(problem, limit) for problem in search.problems]
+            search.problems = [limited(each, limit) for each in search.problems]
             if key := search.hunt(Aim(UNLIMITED, enough=0)):
                 high = need(search.solution(key, 0))
             elif high is None or limit == high - 1:
@@ -68,17 +81,17 @@ def smallest(
     return high
 
 
-def smallest_capacity(problems: Sequence[Problem]) -> tuple[int, Solution]:
+def smallest_capacity(problems: Sequence[Problem], exact: Exact = as_offered) -> tuple[int, Solution]:
     """The least bytes per phase under which some choice fits, host RAM as it is, and the fastest such choice.
 
     Where no choice keeps to the host RAM, it is left out of account.  ValueError when there is nothing to choose from.
     """
-    capacity = smallest(problems, with_capacity, lambda solution: max(solution.memory))
+    capacity = smallest(problems, with_capacity, lambda solution: max(solution.memory), exact)
     if capacity is not None:
-        return capacity, solve([with_capacity(problem, capacity) for problem in problems], slack=0.0)
+        return capacity, solve([with_capacity(problem, capacity) for problem in problems], slack=0.0, exact=exact)
     if all(problem.host is None for problem in problems):
         raise ValueError("Every problem has a group without offers; give each group one, or leave the group out.")
-    return smallest_capacity([with_host(problem, None) for problem in problems])
+    return smallest_capacity([with_host(problem, None) for problem in problems], exact)
 
 
 def with_capacity(problem: Problem, limit: int) -> Problem:
@@ -91,12 +104,12 @@ def with_host(problem: Problem, limit: int | None) -> Problem:
     return replace(problem, host=limit)
 
 
-def evidence(problems: Sequence[Problem], refused: int) -> NoSolution:
+def evidence(problems: Sequence[Problem], refused: int, exact: Exact = as_offered) -> NoSolution:
     """What stands in the way of a solution, in numbers."""
-    capacity, choice = smallest_capacity(problems)
-    host = smallest(problems, with_host, lambda solution: solution.host)
+    capacity, choice = smallest_capacity(problems, exact)
+    host = smallest(problems, with_host, lambda solution: solution.host, exact)
     if host is None:
         roomy = [with_capacity(problem, max(problem.capacity, capacity)) for problem in problems]
-        host = smallest(roomy, with_host, lambda solution: solution.host)
+        host = smallest(roomy, with_host, lambda solution: solution.host, exact)
     over = capacity - next(problem.capacity for problem in problems if problem.label == choice.label)
     return NoSolution(choice, over=over, host=host or 0, refused=refused)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -19,6 +20,8 @@ class Offer:
     """0 exact, 1 faithful, 2 lossy."""
     changes: int = 0
     """How many techniques it switches on."""
+    sketch: bool = False
+    """Seconds and memory are only known to be no less; whoever made the offer can say more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,13 @@ class Alternative:
     reason: Literal["over", "host", "slower", "within slack", "refused"]
     amount: float
     phase: int | None = None
+
+
+def filled(problem: Problem, offers: Sequence[Offer]) -> Problem:
+    """The problem with one offer of each group known in full."""
+    pairs = zip(offers, problem.groups, strict=True)
+    groups = (tuple(offer if each.name == offer.name else each for each in group) for offer, group in pairs)
+    return replace(problem, groups=tuple(groups))
 
 
 def nanoseconds(seconds: float) -> int:

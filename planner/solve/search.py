@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 from planner.solve.bounds import SCALE, Bare, Scene, prepare, undominated
-from planner.solve.problem import Problem, Solution, nanoseconds
+from planner.solve.problem import Offer, Problem, Solution, filled, nanoseconds
+
+Exact: TypeAlias = Callable[[Solution], tuple[Offer, ...]]
+"""The offers of a choice, sketches in full."""
 
 
 class Key(NamedTuple):
@@ -34,11 +38,18 @@ def quickest(problem: Problem) -> float:
     return problem.seconds + sum(min((offer.seconds for offer in group), default=0.0) for group in problem.groups)
 
 
+def as_offered(solution: Solution) -> tuple[Offer, ...]:
+    """Where nobody knows more than was offered."""
+    return tuple(replace(offer, sketch=False) for offer in solution.choice)
+
+
 class Search:
     """One search over several scenes, with what `accept` has said so far."""
 
-    def __init__(self, problems: Sequence[Problem], accept: Callable[[Solution], bool]) -> None:
-        self.problems, self.accept = problems, accept
+    def __init__(
+        self, problems: Sequence[Problem], accept: Callable[[Solution], bool], exact: Exact = as_offered
+    ) -> None:
+        self.problems, self.accept, self.exact = list(problems), accept, exact
         self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
         self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
         # Scenes that may be fast come first: what they reach dismisses the others.
@@ -55,13 +66,21 @@ class Search:
     def hunt(self, aim: Aim) -> Key | None:
         """The best choice that is accepted; each candidate is asked about once."""
         while key := self.sweep(aim):
-            place = (key.scene, key.names)
+            place, solution = (key.scene, key.names), self.solution(key, key.time)
+            if any(offer.sketch for offer in solution.choice):
+                self.fill(key.scene, self.exact(solution))
+                continue  # what is known in full is no faster and no leaner than its sketch
             if place not in self.verdicts:
-                self.verdicts[place] = self.accept(self.solution(key, key.time))
+                self.verdicts[place] = self.accept(solution)
             if self.verdicts[place]:
                 return key
             aim = aim._replace(enough=-1 if aim.frugal else key.time)
         return None
+
+    def fill(self, index: int, offers: tuple[Offer, ...]) -> None:
+        """Put offers, one for each group, in the place of their sketches."""
+        self.problems[index] = filled(self.problems[index], offers)
+        self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
 
     def sweep(self, aim: Aim) -> Key | None:
         """The best choice not refused so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from planner.device import Device
 from planner.program import Program, Variant
@@ -26,6 +26,20 @@ class Option:
     """It saves memory and never time: tried only where nothing of its fidelity fits without."""
     calls: tuple[str, ...] = ()
     """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """Where an option keeps a component's weights, known before it is written into a program; bytes."""
+
+    kept: int
+    """On the card throughout."""
+    aboard: tuple[int, ...]
+    """Of each unit that arrives when the component is first called, and stays."""
+    until: str
+    """The component that drives these out; empty where none does."""
+    away: tuple[tuple[str, int], ...]
+    """Of each unit that is fetched at every pass."""
 
 
 Scope = Literal["call", "component", "denoiser", "autoencoder"]
@@ -66,4 +80,13 @@ class Technique(Protocol):
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         """Configure a live pipeline through public API and return what takes it back, exactly."""
+        ...
+
+
+@runtime_checkable
+class Outlining(Protocol):
+    """A technique of scope `component` that can say what an option moves without writing it into the program."""
+
+    def outline(self, program: Program, option: Option) -> Outline | None:
+        """None where only the program under the option tells."""
         ...

@@ -10,11 +10,11 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed, BadRequest
-from planner.program import Component, Program, Variant
+from planner.program import Cast, Component, Program, Variant
 from planner.request import Request
 from planner.streamable import held, units_of
-from planner.streaming import block, spread, stream, streamable, successor
-from planner.techniques.base import Option, Scope, Undo
+from planner.streaming import aligned, block, spread, stream, streamable, successor
+from planner.techniques.base import Option, Outline, Scope, Undo
 from planner.techniques.entrance import on_call
 from planner.techniques.live import default_device, modules
 from planner.techniques.mover import Cargo, Mover, moved, own_stream, room
@@ -58,6 +58,24 @@ class Streaming:
         sizes = [block(component, unit) for unit in component.units]
         away = [component.units[place].path for place in spread(sizes, count)]
         return stream(program, component.name, away, until)
+
+    def outline(self, program: Program, option: Option) -> Outline | None:
+        """None for weights that change their size on the way."""
+        component = program.component(option.component)
+        events = program.recordings[program.course].events
+        if any(isinstance(event, Cast) and event.component == component.name for event in events):
+            return None
+        count, _, until = parsed(option)
+        sizes = [block(component, unit) for unit in component.units]
+        away = set(spread(sizes, count))
+        gone = range(len(sizes)) if until else away
+        left = {place for n in gone for place in component.units[n].places}
+        return Outline(
+            kept=sum(aligned(size) for place, size in enumerate(component.weights) if place not in left),
+            aboard=tuple(sizes[n] for n in gone if n not in away),
+            until=until,
+            away=tuple((component.units[n].path, sizes[n]) for n in sorted(away)),
+        )
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         count, of, until = parsed(option)

@@ -1,0 +1,75 @@
+"""Outlines promise less than the programs they stand for, and hardly less."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner import profiles
+from planner.cards import card
+from planner.device import Device
+from planner.lessons import Lessons, kind_of
+from planner.pricing import Pricer
+from planner.programs import FromProfile, Programs
+from planner.request import Request
+from planner.techniques.placement import Placement
+from planner.techniques.split import Split
+from planner.techniques.streaming import Streaming
+
+CARDS = ("rtx-3070", "t4", "h100-sxm")
+"""Copies that hide behind kernels, kernels that hide behind copies, and a host slower than both."""
+NEAR = 40 * 10**6
+"""Bytes: cuBLAS's workspace and the tensors between calls, which an outline leaves out."""
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    request = Request(height=512, width=512, images=2, steps=3)
+    return Programs(FromProfile(profiles.find("sd15"), None), request, tmp_path_factory.mktemp("programs"))
+
+
+def priced(programs: Programs, device: Device, lessons: Lessons | None = None) -> Pricer:
+    request = Request(height=512, width=512, images=2, steps=3)
+    techniques = (Streaming(), Placement(), Split())
+    return Pricer(programs, device, request, techniques, *([lessons] if lessons else []))
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_never_more_and_hardly_less(programs: Programs, name: str, splits: int) -> None:
+    pricer = priced(programs, card(name))
+    calls = tuple(o for o in pricer.offered("split", pricer.price(())) if o.value == splits)
+    scene = pricer.price(pricer.merged(pricer.baseline(), calls))
+    options = pricer.offered("streaming", scene)
+    assert len(options) > 50
+    for option in options:
+        sketch, exact = pricer.sketch(scene, option), pricer.price(pricer.merged(scene, (option,)))
+        assert sketch is not None
+        assert exact.seconds - scene.seconds == pytest.approx(sketch.seconds, abs=1e-9)
+        for less, before, after in zip(sketch.memory, scene.phases, exact.phases, strict=True):
+            assert 0 <= after.peak.total - before.peak.total - less <= NEAR
+        assert sketch.host == exact.program.waiting
+
+
+def test_no_pass_no_burden(programs: Programs) -> None:
+    """What stays while its component works is fetched once."""
+    pricer = priced(programs, card("rtx-3070"))
+    scene = pricer.baseline()
+    option = next(o for o in pricer.offered("streaming", scene) if o.component == "unet" and "0/" in str(o.value))
+    sketch = pricer.sketch(scene, option)
+    assert sketch is not None
+    assert sketch.seconds == pytest.approx(sketch.host / card("rtx-3070").pinned_rate, rel=0.1)
+
+
+def test_what_runs_taught_counts(programs: Programs) -> None:
+    """Where earlier runs took longer and more, so does the outline, and no more than the program."""
+    plain = priced(programs, card("rtx-3070"))
+    kind = kind_of(plain.baseline().program, "unet", card("rtx-3070").name)
+    taught = Lessons({(*kind, "memory"): (1.25,), (*kind, "seconds"): (1.5,)})
+    pricer = priced(programs, card("rtx-3070"), taught)
+    scene = pricer.baseline()
+    for option in pricer.offered("streaming", scene):
+        sketch, exact = pricer.sketch(scene, option), pricer.price(pricer.merged(scene, (option,)))
+        assert sketch is not None
+        assert sketch.seconds <= exact.seconds - scene.seconds + 1e-9
+        for less, before, after in zip(sketch.memory, scene.phases, exact.phases, strict=True):
+            assert less <= after.peak.total - before.peak.total
