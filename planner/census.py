@@ -127,7 +127,8 @@ class _Crowd:
                     alive |= {made[buffer]: origin for buffer, origin in origins.items()}
         self.buffers += alive.values()
         for key, held in loaded.items():
-            component, block = _split((key,) if key else inner)
+            holder = (*path[:1], key) if key else inner  # inside a component keys are paths below it
+            component, block = _split(holder)
             self.weights[component, block] += sum(held)
         self._into(events[last], inner)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from math import floor, log10
+from typing import NamedTuple
 
 WIDTH = 800
 """Units of a picture's own width; it scales to the page."""
@@ -12,21 +13,38 @@ LETTER = 6.4
 """Units a letter takes at 12, on average; sans-serif faces differ by a tenth."""
 PALETTE = ("#4453a8", "#6b7bd1", "#98a5ea", "#2f3a78", "#b9c2f2", "#7f8bb8")
 """Weights, component by component."""
-INK, FAINT, GRID, PAPER = "#1c2430", "#667080", "#dfe3ea", "#ffffff"
-ACTIVATIONS, WORKSPACE, CONTEXT, LIMIT = "#25a18e", "#f0a93b", "#b6bcc8", "#d43d51"
+ACTIVATIONS, WORKSPACE, CONTEXT = "#25a18e", "#f0a93b", "#b6bcc8"
+
+
+class Theme(NamedTuple):
+    """Colours of all that carries no meaning of its own, and of limits."""
+
+    paper: str
+    ink: str
+    faint: str
+    grid: str
+    limit: str
+
+
+LIGHT = Theme("#ffffff", "#1c2430", "#667080", "#dfe3ea", "#d43d51")
+DARK = Theme("#14181f", "#e6e9ef", "#98a2b3", "#2b323d", "#ff7686")
+
+
+def themed(picture: str, theme: Theme) -> str:
+    """Rules that show pictures, as a selector of CSS names them, in a theme."""
+    return (
+        f"{picture} .paper {{ fill: {theme.paper}; }} "
+        f"{picture} text {{ fill: {theme.ink}; stroke: {theme.paper}; }} "
+        f"{picture} .faint {{ fill: {theme.faint}; }} {picture} .limit {{ fill: {theme.limit}; }} "
+        f"{picture} .grid {{ stroke: {theme.grid}; }} {picture} .dashed {{ stroke: {theme.limit}; }} "
+        f"{picture} .rim {{ stroke: {theme.paper}; }}\n"
+    )
+
+
 STYLE = f"""
-.vp text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: {INK};
-  stroke: {PAPER}; stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }}
-.vp .faint {{ fill: {FAINT}; }}
-.vp .limit {{ fill: {LIMIT}; }}
-@media (prefers-color-scheme: dark) {{
-  .vp .paper {{ fill: #14181f; }}
-  .vp text {{ fill: #e6e9ef; stroke: #14181f; }}
-  .vp .faint {{ fill: #98a2b3; }}
-  .vp .limit {{ fill: #ff7686; }}
-  .vp .grid {{ stroke: #2b323d; }}
-  .vp .rim {{ stroke: #14181f; }}
-}}
+.vp text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  stroke-width: 3px; stroke-linejoin: round; paint-order: stroke; }}
+{themed(".vp", LIGHT)}@media (prefers-color-scheme: dark) {{ {themed(".vp", DARK)}}}
 """
 
 
@@ -35,7 +53,7 @@ def picture(height: float, parts: Iterable[str], title: str) -> str:
     return (
         f'<svg class="vp" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="100%" role="img" '
         f'style="max-width:{WIDTH * 1.25:g}px"><title>{escape(title)}</title><style>{STYLE}</style>'
-        f'<rect class="paper" width="{WIDTH}" height="{height:g}" fill="{PAPER}"/>{"".join(parts)}</svg>'
+        f'<rect class="paper" width="{WIDTH}" height="{height:g}" fill="{LIGHT.paper}"/>{"".join(parts)}</svg>'
     )
 
 
@@ -46,6 +64,11 @@ def text(x: float, y: float, words: str, *, size: int = 12, anchor: str = "start
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"{weight}{own}>{escape(words)}</text>'
     )
+
+
+def width_of(words: str, size: int = 12) -> float:
+    """Units that words take, nearly."""
+    return len(words) * LETTER * size / 12
 
 
 def fitted(words: str, room: float) -> str:
@@ -59,9 +82,10 @@ def bar(x: float, y: float, width: float, height: float, colour: str) -> str:
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}" rx="2" fill="{colour}"/>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, *, colour: str = GRID, dashed: bool = False) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, *, dashed: bool = False) -> str:
     """A thin line; a dashed one is a limit."""
-    look = ' stroke-width="1.6" stroke-dasharray="6 4"' if dashed else ' class="grid"'
+    colour = LIGHT.limit if dashed else LIGHT.grid
+    look = ' class="dashed" stroke-width="1.6" stroke-dasharray="6 4"' if dashed else ' class="grid"'
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{look}/>'
 
 
@@ -72,13 +96,15 @@ def area(points: Sequence[tuple[float, float]], colour: str) -> str:
 
 
 def legend(entries: Iterable[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
-    """Names with their colours in rows, and where the last row ends."""
+    """Names with their colours, or with numbers that stand for them, in rows; and where the last row ends."""
     parts, place = [], x
-    for name, colour in entries:
-        room = len(name) * LETTER + 30
+    for name, mark in entries:
+        room = width_of(name) + 30
         if place + room > WIDTH - 10 and place > x:
             place, y = x, y + 20
-        parts += [bar(place, y - 9, 10, 10, colour), text(place + 15, y, name)]
+        coloured = mark.startswith("#")
+        parts += [bar(place, y - 9, 10, 10, mark) if coloured else text(place + 10, y, mark, anchor="end")]
+        parts += [text(place + 15, y, name, kind="" if coloured else "faint")]
         place += room
     return parts, y
 

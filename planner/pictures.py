@@ -15,8 +15,14 @@ from planner.units import format_bytes, format_seconds
 
 LEFT, RIGHT = 64, 784
 """Edges of the plots."""
-LEAST = 0.16
-"""Share of the width that even the shortest phase gets; its name has to be read."""
+LEAST, SHORT = 0.16, 0.64
+"""Shares of the time that the shortest phase counts for at least, to be seen, and all short ones together at most."""
+TOP, BOTTOM = 56.0, 296.0
+"""Edges of the plot of memory over time."""
+SPECK = 0.002
+"""Share of the weights below which a component has no colour of its own: nobody would see it."""
+NOTES = 24
+"""Phases named below the picture at most, for want of room above it."""
 
 
 Formats = Callable[[Any], str]
@@ -47,21 +53,19 @@ class Layer(NamedTuple):
 def memory(plan: Plan, anatomy: Anatomy | None = None) -> str:
     """Memory over time, phase by phase, against the budget; finer, and by component, where the anatomy is known.
 
-    Phases are as wide as their time, but never too narrow to read.
+    Phases are as wide as their time, but never too narrow to see; one too narrow for its name has a number instead.
     """
     layers, panels = _fine(anatomy) if anatomy else _coarse(plan)
     held = max((sum(column.layers) for panel in panels for column in panel.columns), default=1)
     top = max(held, plan.budget) * 1.08
-    bottom, height = 296.0, 240.0
-    parts = [*_bytes_axis(top, bottom, height), *_panels(layers, panels, top, bottom, height)]
-    limit = bottom - plan.budget / top * height
-    parts += [d.line(LEFT, limit, RIGHT, limit, colour=d.LIMIT, dashed=True)]
+    stacks, notes = _panels(layers, panels, top)
+    limit = _level(plan.budget, top)
+    parts = [*_bytes_axis(top), *stacks, d.line(LEFT, limit, RIGHT, limit, dashed=True)]
     parts += [d.text(LEFT + 6, limit - 5, f"budget {format_bytes(plan.budget)}", kind="limit")]
-    named, end = d.legend(((layer.name, layer.colour) for layer in layers), LEFT, 336)
-    parts += [
-        *named,
-        d.text(LEFT, end + 22, "Widths follow time within a phase; short phases are widened.", kind="faint"),
-    ]
+    named, end = d.legend(((layer.name, layer.colour) for layer in layers), LEFT, BOTTOM + 28)
+    numbered, end = d.legend(notes, LEFT, end + 22) if notes else ([], end)
+    parts += [*named, *numbered]
+    parts += [d.text(LEFT, end + 22, "As wide as its time; short phases are widened.", kind="faint")]
     return d.picture(end + 34, parts, f"Memory of {plan.model} over time")
 
 
@@ -86,7 +90,8 @@ def _fine(anatomy: Anatomy) -> tuple[list[Layer], list[Panel]]:
     names = list(dict.fromkeys(name for parts in held.values() for name in parts))
     splits = _splits(anatomy.plan)
     layers = [Layer("CUDA context", d.CONTEXT)]
-    layers += [Layer(f"{name} weights", d.PALETTE[n % len(d.PALETTE)]) for n, name in enumerate(names)]
+    rank = sorted(names, key=lambda name: -max(parts.get(name, 0) for parts in held.values()))
+    layers += [Layer(f"{name} weights", d.PALETTE[rank.index(name) % len(d.PALETTE)]) for name in names]
     layers += [Layer("activations", d.ACTIVATIONS), Layer("workspace", d.WORKSPACE)]
     panels = []
     for stretch in anatomy.timeline:
@@ -113,7 +118,7 @@ def _weights(holdings: Sequence[Holding]) -> dict[str, int]:
     for holding in holdings:
         if holding.kind == "weights":
             sums[holding.component] = sums.get(holding.component, 0) + holding.bytes
-    return sums
+    return {name: held for name, held in sums.items() if held >= SPECK * sum(sums.values())}
 
 
 def _splits(plan: Plan) -> int:
@@ -122,40 +127,50 @@ def _splits(plan: Plan) -> int:
     return int(split.value) if split and isinstance(split.value, int) else 1
 
 
-def _bytes_axis(top: float, bottom: float, height: float) -> Iterator[str]:
+def _level(amount: float, top: float) -> float:
+    """Where an amount of bytes is drawn on an axis that ends with `top`."""
+    return BOTTOM - amount / top * (BOTTOM - TOP)
+
+
+def _bytes_axis(top: float) -> Iterator[str]:
     for tick in d.ticks(top):
-        y = bottom - tick / top * height
+        y = _level(tick, top)
         yield d.line(LEFT, y, RIGHT, y)
         yield d.text(LEFT - 8, y + 4, f"{tick / 1e9:.3g} GB" if tick else "0", anchor="end", kind="faint")
 
 
-def _panels(
-    layers: Sequence[Layer], panels: Sequence[Panel], top: float, bottom: float, height: float
-) -> Iterator[str]:
+def _panels(layers: Sequence[Layer], panels: Sequence[Panel], top: float) -> tuple[list[str], list[tuple[str, str]]]:
+    """The stacks with their names, and names with the numbers that stand for them where they have no room."""
     whole = sum(panel.seconds for panel in panels) or 1
-    shares = [max(panel.seconds / whole, LEAST) for panel in panels]
-    left = float(LEFT)
+    least = min(LEAST, SHORT / max(len(panels), 1))
+    shares = [max(panel.seconds / whole, least) for panel in panels]
+    parts, notes, left = list[str](), list[tuple[str, str]](), float(LEFT)
     for panel, share in zip(panels, shares, strict=True):
         width = share / sum(shares) * (RIGHT - LEFT)
-        yield from _stack(layers, panel, left, width - 2, top, bottom, height)
-        middle = left + width / 2
-        yield d.text(middle, 28, d.fitted(panel.name, width - 4), anchor="middle")
-        yield d.text(middle, 44, d.fitted(format_seconds(panel.seconds), width - 4), anchor="middle", kind="faint")
+        parts += _stack(layers, panel, left, width - min(2.0, width / 4), top)
+        middle, time, name = left + width / 2, format_seconds(panel.seconds), panel.name
+        if d.width_of(name) > width - 4:
+            name = str(len(notes) + 1)
+            notes.append((f"{panel.name}, {time}", name))
+        if d.width_of(name) <= width:
+            parts.append(d.text(middle, 28, name, anchor="middle"))
+        if d.width_of(time) <= width - 4:
+            parts.append(d.text(middle, 44, time, anchor="middle", kind="faint"))
         left += width
+    more = [(f"… and {len(notes) - NOTES} more", "")] if len(notes) > NOTES else []
+    return parts, notes[:NOTES] + more
 
 
-def _stack(
-    layers: Sequence[Layer], panel: Panel, left: float, width: float, top: float, bottom: float, height: float
-) -> Iterator[str]:
+def _stack(layers: Sequence[Layer], panel: Panel, left: float, width: float, top: float) -> Iterator[str]:
     """Areas one on top of the other, from the bottom up, each drawn down to the axis and covered by the one below."""
     for depth in range(len(layers) - 1, -1, -1):
-        points, x = [(left, bottom)], left
+        points, x = [(left, BOTTOM)], left
         for column in panel.columns:
-            y = bottom - sum(column.layers[: depth + 1]) / top * height
+            y = _level(sum(column.layers[: depth + 1]), top)
             points += [(x, y), (x + column.share * width, y)]
             x += column.share * width
         if any(column.layers[depth] for column in panel.columns):
-            yield d.area([*points, (x, bottom)], layers[depth].colour)
+            yield d.area([*points, (x, BOTTOM)], layers[depth].colour)
 
 
 def frontier(found: Frontier) -> str:
@@ -181,7 +196,7 @@ def frontier(found: Frontier) -> str:
         parts += [d.text(LEFT - 6, y(seconds) + 4, format_seconds(seconds), anchor="end", kind="faint", size=10)]
     if found.device.total <= most:
         own = x(found.device.total)
-        parts += [d.line(own, bottom - height, own, bottom, colour=d.LIMIT, dashed=True)]
+        parts += [d.line(own, bottom - height, own, bottom, dashed=True)]
         parts += [d.text(own + 6, bottom - height + 12, f"this card, {format_bytes(found.device.total)}", kind="limit")]
     parts += list(_stairs([(x(p.budget), y(p.seconds)) for p in points]))
     end = bottom + 48
@@ -202,7 +217,7 @@ def _stairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
     yield f'<polyline points="{line}" fill="none" stroke="{d.ACTIVATIONS}" stroke-width="2.4"/>'
     above = -100.0
     for number, (x, y) in enumerate(points, start=1):
-        yield f'<circle class="rim" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{d.PALETTE[0]}" stroke="{d.PAPER}"/>'
+        yield f'<circle class="rim" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{d.PALETTE[0]}" stroke="{d.LIGHT.paper}"/>'
         if x - above > 14:  # numbers of points that touch would cover each other
             yield d.text(x, y - 10, str(number), anchor="middle")
             above = x
@@ -211,9 +226,10 @@ def _stairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
 def techniques(anatomy: Anatomy) -> str:
     """What each change of the plan saves and costs, one on top of the other, from nothing switched on."""
     plan, steps = anatomy.plan, anatomy.steps
-    most, slow = max(plan.budget, *(s.budget for s in steps)), max(s.seconds for s in steps)
-    name, memory_, time = 16.0, 204.0, 512.0
-    wide, narrow = 160.0, 110.0
+    most, slow = max(plan.budget, *(s.budget for s in steps)), max(s.seconds for s in steps) or 1
+    name, memory_, time = 16.0, 258.0, 540.0
+    wide, narrow = 140.0, 96.0
+    limit = memory_ + wide * plan.budget / most
     parts = [d.text(name, 26, "What each change saves and costs", size=14)]
     parts += [d.text(memory_, 48, "memory needed", kind="faint"), d.text(time, 48, "time", kind="faint")]
     y = 60.0
@@ -222,11 +238,10 @@ def techniques(anatomy: Anatomy) -> str:
         parts += [d.text(name, y + 14, d.fitted(step.what, memory_ - name - 8))]
         size, seconds = wide * step.budget / most, narrow * step.seconds / slow
         parts += [d.bar(memory_, y + 2, size, 15, d.PALETTE[0]), d.bar(time, y + 2, seconds, 15, d.ACTIVATIONS)]
-        parts += [d.text(memory_ + size + 6, y + 14, _said(step.budget, before.budget, format_bytes))]
-        parts += [d.text(time + seconds + 6, y + 14, _said(step.seconds, before.seconds, format_seconds))]
+        parts += [d.text(memory_ + wide + 10, y + 14, _said(step.budget, before.budget, format_bytes))]
+        parts += [d.text(time + narrow + 10, y + 14, _said(step.seconds, before.seconds, format_seconds))]
         y += 26
-    limit = memory_ + wide * plan.budget / most
-    parts.insert(0, d.line(limit, 56, limit, y, colour=d.LIMIT, dashed=True))
+    parts += [d.line(limit, 56, limit, y, dashed=True)]
     parts += [d.text(limit, y + 14, f"budget {format_bytes(plan.budget)}", anchor="middle", kind="limit")]
     return d.picture(y + 26, parts, f"What each change of the plan for {plan.model} saves and costs")
 

@@ -35,6 +35,7 @@ STYLE = """
 .plan code, .plan pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.86rem; }
 .plan pre { background: var(--code); color: inherit; border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
 .plan td code, .plan p code { overflow-wrap: anywhere; }
+.plan td:first-child { min-width: 8em; } .plan td:last-child:not(.n) { min-width: 17em; }
 .plan svg { display: block; height: auto; }
 """
 
@@ -54,30 +55,28 @@ def page(anatomy: Anatomy) -> str:
 
 def cell(plan: Plan) -> str:
     """A plan in a notebook: verdict, picture and phases."""
-    parts = (*_verdict(plan), pictures.memory(plan), _phases(plan), *_code(plan))
+    parts = (*verdict(plan), pictures.memory(plan), phases(plan), *_code(plan))
     return f'<style>{STYLE}</style><div class="plan"><main>{"".join(parts)}</main></div>'
 
 
 def _sections(plan: Plan, anatomy: Anatomy) -> Iterator[str]:
-    yield from _verdict(plan)
-    yield from ("<h2>Memory over time</h2>", _wide(pictures.memory(plan, anatomy)))
+    yield from verdict(plan)
+    yield from ("<h2>Memory over time</h2>", wide(pictures.memory(plan, anatomy)))
     if len(anatomy.steps) > 1:
-        yield _wide(pictures.techniques(anatomy))
-    yield from ("<h2>Switched on</h2>", _options(plan))
-    yield from ("<h2>Phase by phase</h2>", _phases(plan))
-    yield from ("<h2>Who holds the memory at the peak</h2>", *_holders(anatomy))
+        yield wide(pictures.techniques(anatomy))
+    yield from ("<h2>Switched on</h2>", options(plan))
+    yield from ("<h2>Phase by phase</h2>", phases(plan))
+    yield from ("<h2>Who holds the memory at the peak</h2>", *holders(anatomy))
     yield from _code(plan)
-    if plan.rejected:
-        rows = ((f"<code>{escape(r.what)}</code>", escape(r.reason)) for r in plan.rejected)
-        yield from ("<h2>Not chosen</h2>", _table(("what", "why"), rows))
-    if plan.notes:
-        yield "<h2>Notes</h2>" + "".join(f"<p>{escape(note)}</p>" for note in plan.notes)
-    yield from ("<h2>Where this comes from</h2>", *(f"<p>{escape(line)}</p>" for line in explain.sources(plan)))
+    yield from reasons(plan)
 
 
-def _verdict(plan: Plan) -> Iterator[str]:
+def verdict(plan: Plan) -> Iterator[str]:
+    """What was asked, the figures that matter most, and what is switched on."""
     fits = plan.headroom >= 0
-    yield f"<h1>{escape(plan.model)} {escape(explain.size(plan.request))}</h1>"
+    outcome = f"{'fits' if fits else 'does not fit'} in {format_bytes(plan.budget)}"
+    subject = f"{plan.model} {explain.size(plan.request)}".strip()
+    yield f'<h1>{escape(subject)} <span class="{"good" if fits else "bad"}">{outcome}</span></h1>'
     yield f'<p class="faint">on {escape(plan.device.name)}, {escape(plan.pipeline)}, {escape(plan.dtype)}</p>'
     figures = (
         ("needed", format_bytes(plan.promise.needed), f"of {format_bytes(plan.budget)}", ""),
@@ -99,7 +98,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     yield f"<p>{escape(explain.switched_on(plan))}</p>"
 
 
-def _options(plan: Plan) -> str:
+def options(plan: Plan) -> str:
+    """What the plan chooses, and how to do it by hand."""
     rows = (
         (f"<code>{escape(snippet.spoken(option))}</code>", Fidelity(option.fidelity).name.lower(),
          "<br>".join(f"<code>{escape(call)}</code>" for call in option.calls))
@@ -108,7 +108,8 @@ def _options(plan: Plan) -> str:
     return _table(("technique", "fidelity", "plain diffusers"), rows)
 
 
-def _phases(plan: Plan) -> str:
+def phases(plan: Plan) -> str:
+    """Memory and time phase by phase; the one that needs most stands out."""
     worst = max(plan.promise.phases, key=lambda phase: phase.peak, default=None)
     rows = (
         (escape(p.name), *map(format_bytes, (p.weights, p.activations, p.scratch, p.peak)), format_seconds(p.seconds))
@@ -118,7 +119,8 @@ def _phases(plan: Plan) -> str:
     return _table(("phase", "weights", "activations", "workspace", "peak", "time"), rows, marks, numbers=range(1, 6))
 
 
-def _holders(anatomy: Anatomy) -> Iterator[str]:
+def holders(anatomy: Anatomy) -> Iterator[str]:
+    """Who holds the memory where most is held."""
     count = anatomy.count()
     yield f"<p>{format_bytes(count.peak)} in {escape(count.phase)}, while <code>{escape(count.at)}</code> runs.</p>"
     rows = (
@@ -129,11 +131,22 @@ def _holders(anatomy: Anatomy) -> Iterator[str]:
     yield _table(("bytes", "share", "what", "where", "made by"), rows, numbers=(0, 1))
 
 
+def reasons(plan: Plan) -> Iterator[str]:
+    """What was not chosen and why, notes, and where the figures come from."""
+    if plan.rejected:
+        rows = ((f"<code>{escape(r.what)}</code>", escape(r.reason)) for r in plan.rejected)
+        yield from ("<h2>Not chosen</h2>", _table(("what", "why"), rows))
+    if plan.notes:
+        yield "<h2>Notes</h2>" + "".join(f"<p>{escape(note)}</p>" for note in plan.notes)
+    yield from ("<h2>Where this comes from</h2>", *(f"<p>{escape(line)}</p>" for line in explain.sources(plan)))
+
+
 def _code(plan: Plan) -> Iterator[str]:
     yield f"<h2>To do the same by hand</h2><pre>{escape(snippet.code(plan))}</pre>"
 
 
-def _wide(drawing: str) -> str:
+def wide(drawing: str) -> str:
+    """A picture that is scrolled on a screen too narrow to read it on."""
     return f'<div class="scroll"><div style="min-width:560px">{drawing}</div></div>'
 
 

@@ -96,7 +96,7 @@ class Largest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What is needed after one more change, by the sums."""
+    """What is needed after one more change, as the allocator has it without a cap; the last is the plan itself."""
 
     what: str
     budget: int
@@ -160,9 +160,10 @@ def _steps(plan: Plan, pricer: Pricer) -> Iterator[Step]:
         made = changes[:many]
         kept = [o for o in bare.candidate if o.technique not in {option.technique for option in made}]
         priced = pricer.price(pricer.settled(pricer.merged(pricer.price(()), (*kept, *made))))
-        needs = max(phase.peak.total for phase in priced.phases) + plan.promise.context
+        last = many == len(changes)
+        allocated = plan.promise.allocated if last else pricer.rehearse(priced, None).allocated
         what = words(made[-1]) if made else "nothing switched on"
-        yield Step(what=what, budget=needs, seconds=priced.seconds)
+        yield Step(what=what, budget=allocated + plan.promise.context, seconds=priced.seconds)
 
 
 def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Frontier:
@@ -170,28 +171,38 @@ def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: 
 
     The card's own memory is no limit here.  Raises BadRequest or TraceFailed.
     """
+    *_, found = frontiers_of(study, device, host=host, tell=tell)
+    return found
+
+
+def frontiers_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Iterator[Frontier]:
+    """The same as it is found, from the roomiest budget down; the first has no points yet."""
     pricer, points = study.pricer(device), list[Point]()
-    budget = ROOMY
-    while True:
+    plain = pricer.baseline()
+    needs = pricer.rehearse(plain, None).allocated + device.context
+    bare = Point(budget=needs, seconds=plain.seconds, options=plain.candidate)
+    found = Frontier(model=study.model, request=study.request, device=device, points=(), bare=bare)
+    yield found
+    for point in _points(study, device, host):
+        points.append(point)
+        tell(f"{len(points)} combinations, down to {format_bytes(point.budget)}")
+        yield replace(found, points=tuple(_undominated(points)))
+
+
+def _points(study: Study, device: Device, host: int | None) -> Iterator[Point]:
+    """The least budget of what is fastest within each, and of what is fastest within a step less than that."""
+    pricer, budget = study.pricer(device), ROOMY
+    while budget > device.context:
         try:
             found = study.choice(device, budget, host)
         except NothingFits:
-            break
+            return
         at_least = max(phase.peak.total for phase in found.winner.phases)
         held = min(at_least, found.rehearsal.reserved)
         capacity = smallest_capacity(found.winner, pricer, held, int(held * TOLERANCE))
         least = capacity + device.context
-        points.append(Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate))
-        tell(f"{len(points)} combinations, down to {format_bytes(least)}")
+        yield Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate)
         budget = int(min(least, budget) * (1 - STEP))
-        if budget <= device.context:
-            break
-    plain = pricer.baseline()
-    needs = pricer.rehearse(plain, None).allocated + device.context
-    return Frontier(
-        model=study.model, request=study.request, device=device, points=tuple(_undominated(points)),
-        bare=Point(budget=needs, seconds=plain.seconds, options=plain.candidate),
-    )  # fmt: skip
 
 
 def _undominated(points: Iterable[Point]) -> list[Point]:

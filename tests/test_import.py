@@ -34,7 +34,20 @@ ROOMS = (
     *("rehearsal", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("apply", "snapshot"),
-    *("folding", "snippet", "verify", "explain", "tables", "drawing", "pictures", "report", "auto", "cli", "__main__"),
+    *(
+        "folding",
+        "snippet",
+        "verify",
+        "explain",
+        "tables",
+        "drawing",
+        "pictures",
+        "report",
+        "auto",
+        "web",
+        "cli",
+        "__main__",
+    ),
 )
 """In the order of the data; a package is one room.  ARCHITECTURE.md says what each is for."""
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}

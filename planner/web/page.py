@@ -1,0 +1,194 @@
+"""Page: the form and its answers laid out with Gradio.  What is asked and shown is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, replace
+from dataclasses import fields as fields_of
+from typing import Any
+
+import gradio as gr
+
+from planner.errors import BadRequest, PlannerError
+from planner.request import Fidelity
+from planner.web import answers, view
+from planner.web import form as forms
+from planner.web.desk import Desk
+from planner.web.form import FIELDS, Form
+from planner.web.view import View
+
+STYLE = """
+.gradio-container { width: 100% !important; max-width: 1320px !important; margin: 0 auto !important; }
+.plan h1 { font-size: 1.4rem; line-height: 1.3; margin: 0 0 4px; }
+.gradio-container .plan a { text-decoration: underline; color: inherit; margin: 0 14px 0 0; white-space: nowrap; }
+.gradio-container :is(main, .column, .row, .tabs, .tabitem, .block), .main, .main > .wrap { min-width: 0 !important; }
+#form { flex: 0 0 320px; }
+@media (max-width: 800px) { #form { flex: 1 1 100%; } #form, #answer { width: 100%; } }
+#form input { text-overflow: ellipsis; padding-right: 28px; }
+.plan .refusal { border-left: 3px solid var(--bad); padding: 6px 0 6px 14px; margin: 12px 0; }
+"""
+SHARED = """
+const share = () => {
+  const link = element.querySelector("a.share");
+  if (!link) return;
+  history.replaceState(null, "", link.getAttribute("href"));
+  if (window.parent !== window)
+    window.parent.postMessage({ queryString: link.search.slice(1) }, "https://huggingface.co");
+};
+watch("value", share);
+share();
+"""
+"""Keeps the address in step with the answer, and that of the page around it on Spaces, which asks to be told."""
+TYPED = ("vram", "width", "height", "frames", "batch", "steps", "budget")
+"""Fields that count as changed when they are left, not with every key."""
+SHOWN = len(FIELDS) + 1 + len(fields_of(View))
+"""Values that every handler gives."""
+BUDGETS = "Each budget"
+"""The tab that takes its time, and is filled only while it is looked at."""
+
+
+def serve(desk: Desk, start: Form, *, host: str, port: int | None = None, browser: bool = False) -> Any:
+    """Start the page: `local_url` is where it is, and `close()` ends it.  Raises BadRequest where the port is taken."""
+    page = built(desk, forms.completed(start))
+    try:
+        page.launch(
+            server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, ssr_mode=False,
+            prevent_thread_lock=True, footer_links=[], theme=_theme(), head=f"<style>{view.STYLE}{STYLE}</style>",
+        )  # fmt: skip
+    except OSError as error:
+        raise BadRequest(f"No page can be served at port {port} of {host}; give another with --port.") from error
+    return page
+
+
+def _theme() -> Any:
+    """Fonts of the reader's own machine: nothing is fetched."""
+    font = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=font, font_mono=mono)
+
+
+def built(desk: Desk, start: Form) -> Any:
+    """The page, which opens with `start` or with what its link says."""
+    with gr.Blocks(title="vram-planner", analytics_enabled=False) as page:
+        gr.HTML(view.heading())
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=0, min_width=320, elem_id="form"):
+                fields = _fields(start)
+                go = gr.Button("Plan", variant="primary")
+            with gr.Column(scale=1, min_width=320, elem_id="answer"):
+                verdict = gr.HTML(view.waiting("Planning …"), elem_id="verdict", js_on_load=SHARED)
+                with gr.Tabs() as tabs:
+                    with gr.Tab("Memory and time"):
+                        pictures = gr.HTML(elem_id="pictures")
+                    with gr.Tab(BUDGETS):
+                        budgets = gr.HTML(elem_id="budgets")
+                    with gr.Tab("Code"):
+                        code = gr.Code(language="python", elem_id="code", show_label=False, container=False)
+                    with gr.Tab("Reasons"):
+                        reasons = gr.HTML(elem_id="reasons")
+        asked, tab = gr.State(""), gr.State("")
+        handlers = Handlers(desk, start, fields, asked, tab)
+        outputs = [*fields.values(), asked, verdict, pictures, reasons, code]
+        how: dict[str, Any] = {"outputs": outputs, "show_progress_on": [verdict], "concurrency_id": "plan"}
+        inputs = {*fields.values(), asked, tab}
+        edited = [getattr(fields[name], event) for name in TYPED for event in ("submit", "blur")]
+        edited += [fields[name].input for name in ("card", "fidelity")]
+        answered = [
+            page.load(handlers.opened, **how),
+            fields["model"].input(handlers.chosen, inputs, **how),
+            gr.on(edited, handlers.changed, inputs, trigger_mode="always_last", **how),
+            go.click(handlers.changed, inputs, scroll_to_output=True, **how),
+        ]
+        watched = tabs.select(handlers.turned, None, tab)
+        for event in (*answered, watched):
+            event.then(handlers.budgets, inputs, budgets, trigger_mode="always_last")
+    return page
+
+
+def _fields(start: Form) -> dict[str, Any]:
+    """A component for each field of the form, by name."""
+    made: dict[str, Any] = {}
+    made["model"] = gr.Dropdown(forms.models(), value=start.model, label="Model", allow_custom_value=True)
+    made["card"] = gr.Dropdown(forms.cards(), value=start.card, label="Card")
+    made["vram"] = gr.Textbox(start.vram, label="Its memory", visible=start.card == forms.OTHER)
+    with gr.Row():
+        made["width"] = _number(start, "width", "Width")
+        made["height"] = _number(start, "height", "Height")
+    made["frames"] = _number(start, "frames", "Frames", visible=start.frames is not None)
+    with gr.Row():
+        made["batch"] = _number(start, "batch", "Images at once")
+        made["steps"] = _number(start, "steps", "Steps")
+    made["budget"] = gr.Textbox(start.budget, label="Budget", info="8GB, 8GiB, 80%, or auto: all of it")
+    made["fidelity"] = gr.Radio(
+        [level.name.lower() for level in Fidelity], value=start.fidelity, label="Fidelity",
+        info="exact: the same numbers; faithful: tiles and half precision too; lossy: fp8 weights too",
+    )  # fmt: skip
+    assert tuple(made) == FIELDS
+    return made
+
+
+def _number(start: Form, name: str, label: str, **more: Any) -> Any:
+    return gr.Number(getattr(start, name), label=label, precision=0, min_width=100, placeholder="usual", **more)
+
+
+class Handlers:
+    """What Gradio calls; each gives new values for the fields, for what was asked, and for all that is shown."""
+
+    def __init__(self, desk: Desk, start: Form, fields: Mapping[str, Any], asked: Any, tab: Any) -> None:
+        self._desk, self._start, self._fields, self._asked, self._tab = desk, start, fields, asked, tab
+
+    def opened(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
+        """The page with what its link says."""
+        try:
+            form = forms.read(request.query_params, self._start)
+        except PlannerError as error:
+            yield [*_filled(self._start), "", *astuple(view.refusal(error))]
+            return
+        yield from self._answered(form, _filled(form), progress)
+
+    def chosen(self, given: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
+        """Another model: what is usual for it is filled in."""
+        form = replace(self._form(given), width=None, height=None, frames=None, steps=None)
+        try:
+            form = forms.completed(form)
+        except PlannerError as error:
+            yield [*_kept(), "", *astuple(view.refusal(error))]
+            return
+        yield from self._answered(form, _filled(form), progress)
+
+    def changed(self, given: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
+        """Any other field; one that was left as it was is no change."""
+        form = self._form(given)
+        if forms.query(form) == given[self._asked]:
+            yield [gr.skip()] * SHOWN
+            return
+        yield from self._answered(form, _filled(form), progress)
+
+    def budgets(self, given: dict[Any, Any]) -> Iterator[Any]:
+        """What each budget buys, while somebody looks."""
+        if given[self._tab] != BUDGETS:
+            yield view.waiting("")
+            return
+        yield from answers.budgets(self._desk, self._form(given))
+
+    def turned(self, event: gr.SelectData) -> str:
+        """The tab that is looked at."""
+        return str(event.value)
+
+    def _form(self, given: Mapping[Any, Any]) -> Form:
+        return Form(**{name: given[field] for name, field in self._fields.items()})
+
+    def _answered(self, form: Form, filled: list[Any], progress: gr.Progress) -> Iterator[list[Any]]:
+        for shown in answers.plans(self._desk, form, lambda now: progress(None, desc=f"{now} …")):
+            yield [*filled, forms.query(form), *astuple(shown)]
+
+
+def _filled(form: Form) -> list[Any]:
+    """The fields with what a form says, those shown that concern its model and card."""
+    visible = {"vram": form.card == forms.OTHER, "frames": form.frames is not None}
+    more = ({"visible": visible[name]} if name in visible else {} for name in FIELDS)
+    return [gr.update(value=value, **each) for value, each in zip(astuple(form), more, strict=True)]
+
+
+def _kept() -> list[Any]:
+    return [gr.skip()] * len(FIELDS)
