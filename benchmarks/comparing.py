@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from measuring import FAILED, OUT, RAN, WHOLE, Measured
+from measuring import FAILED, OUT, RAN, ROOM, WHOLE, Measured
 
 from planner.device import Device
 from planner.errors import PlannerError
@@ -75,7 +75,7 @@ def _said(pricer: Pricer, priced: Priced, device: Device, outcome: str) -> tuple
     said = NOT if capped.failed else FITS
     if outcome == RAN:
         return said, {} if capped.failed else _peaks(capped)
-    return said, _peaks(pricer.rehearse(priced, None)) if outcome == OUT else {}
+    return said, _peaks(pricer.rehearse(priced, ROOM - device.context)) if outcome == OUT else {}
 
 
 def _peaks(seen: Rehearsal) -> dict[str, tuple[int, int]]:

@@ -105,7 +105,7 @@ def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
         grown: list[Priced] = []
         for priced in found:
             options = pricer.offered(technique.name, priced)
-            others = [pricer.price(pricer.merged(priced, (option,))) for option in options]
+            others = [other for option in options for other in pricer.able(pricer.merged(priced, (option,)))]
             if technique.name == PLACEMENT or any(option.neutral for option in options):
                 grown += others
                 continue

@@ -223,7 +223,9 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         return _conv(args, outs[0])
     traffic = sum(nbytes(t) for t in (*tensors(args), *tensors(kwargs), *outs))
     if func in PRODUCTS:
-        first, out = args[PRODUCTS[func]], outs[0]
+        (first, second), out = args[PRODUCTS[func] :][:2], outs[0]
+        if first.dtype != second.dtype:  # kernels of ghosts do not look
+            raise RuntimeError(f"a product of {name_of(first.dtype)} and {name_of(second.dtype)}, which CUDA refuses")
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
     # CUDA's group norm copies what lies otherwise, when its output is there already; layer norm does so before.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from math import floor
@@ -10,7 +11,7 @@ from math import floor
 from planner.cost import Cost, Phase, rounded
 from planner.demands import chosen, demands
 from planner.device import Device
-from planner.errors import BadRequest
+from planner.errors import BadRequest, TraceFailed
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
 from planner.program import Call, Program, Variant
@@ -135,6 +136,11 @@ class Pricer:
         if key not in self._cut:
             self._cut[key] = Passes(program, program.component(name), self._cost)
         return self._cut[key]
+
+    def able(self, candidate: Candidate) -> Iterator[Priced]:
+        """The candidate priced, unless the pipeline refuses the request under it, as casts can make it."""
+        with suppress(TraceFailed):
+            yield self.price(candidate)
 
     def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
         """The candidate in PyTorch's allocator."""

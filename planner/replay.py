@@ -208,6 +208,21 @@ def _mutable(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def own_weights(module: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
-    """Bytes of each parameter, and perhaps buffer, that the module itself holds."""
-    held = (*module._parameters.values(), *(module._buffers.values() if buffers else ()))
+    """Bytes of each parameter, and perhaps buffer, that the module itself holds and accelerate's hooks move.
+
+    Buffers that are not saved never leave the card (AlignDevicesHook, remove_non_persistent).
+    """
+    saved = (t for name, t in module._buffers.items() if name not in module._non_persistent_buffers_set)
+    held = (*module._parameters.values(), *(saved if buffers else ()))
     return tuple(nbytes(t) for t in held if t is not None and t.numel())
+
+
+def anchored_buffers(root: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
+    """Bytes of the buffers that those hooks leave on the card: what is not saved, or all of them."""
+    staying = {
+        id(tensor): nbytes(tensor)
+        for module in root.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None and tensor.numel() and not (buffers and name not in module._non_persistent_buffers_set)
+    }
+    return tuple(staying.values())

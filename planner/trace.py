@@ -18,7 +18,7 @@ from planner.groupable import stacks_of
 from planner.metas import tensors
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
-from planner.replay import Replay
+from planner.replay import Replay, anchored_buffers
 from planner.signature import Shape, made_anew, mapped
 from planner.streamable import held, units_of
 
@@ -241,7 +241,7 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
     dtype = max(sizes, key=lambda d: sizes[d], default=torch.float32)
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
-        anchored=() if offloads_buffers(module) else tuple(nbytes(b) for b in module.buffers() if b.numel()),
+        anchored=anchored_buffers(module, buffers=offloads_buffers(module)),
         traits=frozenset(trait for trait, has in (*_traits(name, module), *_traits_in(pipe, module)) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
         units=() if is_autoencoder(module) else tuple(Unit(unit.paths, unit.places) for unit in units_of(module)),

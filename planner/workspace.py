@@ -23,8 +23,10 @@ NARROW_CHANNELS = 16
 """Input channels up to which a pointwise convolution runs without conversion."""
 
 INDEXED = 2**31
-"""Numbers in one image from which the engines that need no workspace are not taken: fp16 video decodes of 17 frames of
-1280x704 took x + w + y on the virtual GPU, from 8.0 on, where cuDNN offers engines with none."""
+"""Numbers in one image from which 32 bits do not index it.  From 8.0 on torch's first choice is then an engine that
+converts to channels-last and back, which cuDNN offers only where it finds a driver, and behind it those it offers
+without: with channels last, or up to four channels in half precision, they come first.  Read off cuDNN 9.24's lists on
+the virtual GPU, 14 convolutions in six layouts and dtypes on seven cards."""
 
 
 def cublas(compute_capability: tuple[int, int]) -> int:
@@ -49,14 +51,26 @@ def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ..
         return (_columns(conv) * ITEM_SIZE[conv.dtype],)
     if _native(conv):
         return (0,)
-    large = any(prod(shape[1:]) >= INDEXED for shape in (conv.input, conv.output))
-    if large and device.compute_capability >= (8, 0):
-        x, w, y = _sizes(conv)
-        return (x + y + (w if prod(conv.weight[2:]) > 1 else 0),)
+    first = _converted(conv) if _large(conv) and device.compute_capability >= (8, 0) else ()
+    if first and not every:
+        return first
     if asked := cudnn.workspaces(_question(conv), _card(device), every=every):
-        return asked
-    first = _rule(conv, device.compute_capability)
-    return (first, 0) if every else (first,)
+        return first + asked
+    first = first or (_rule(conv, device.compute_capability),)
+    return (*first, 0) if every else first
+
+
+def _large(conv: Conv) -> bool:
+    return any(prod(shape[1:]) >= INDEXED for shape in (conv.input, conv.output))
+
+
+def _converted(conv: Conv) -> tuple[int, ...]:
+    """What the engine wants that takes large images to channels-last and back; nothing where others come before it."""
+    direct = conv.dtype != "float32" and conv.input[1] // conv.groups <= DIRECT_CHANNELS
+    if conv.input_last or conv.weight_last or direct:
+        return ()
+    x, w, y = _sizes(conv)
+    return (x + y + (w if prod(conv.weight[2:]) > 1 else 0),)
 
 
 def _sizes(conv: Conv) -> tuple[int, int, int]:

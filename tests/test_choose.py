@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from planner.techniques.vae_tiling import VaeTiling
 
 CARD = card("rtx-3070")
 MB = 10**6
+GB = 10**9
 TOGETHER = (
     "precision",
     "channels_last_denoiser",
@@ -143,3 +145,18 @@ def test_host_memory_is_a_limit(pricer: Pricer) -> None:
     with pytest.raises(NothingFits):
         choose(pricer, Limits(capacity=900 * MB, host=weights - 1))
     choose(pricer, Limits(capacity=900 * MB, host=weights))
+
+
+def test_what_the_pipeline_refuses_is_no_candidate(tmp_path: Path) -> None:
+    """Kandinsky's decoder casts image embeddings to the dtype in which weights wait, and CUDA multiplies no fp8 by fp16
+    (on the virtual GPU: RuntimeError, mat1 and mat2).
+    """
+    request = replace(REQUEST, height=256, width=256, images=1, fidelity=Fidelity.LOSSY)
+    programs = Programs(FromProfile(profiles.find("kandinsky-2.2-decoder"), None), request, tmp_path)
+    pricer = Pricer(programs, CARD, request, [t for t in DEFAULT if t.name in ("layerwise_casting", "placement")])
+    assert [option.technique for option in choose(pricer, Limits(capacity=6 * GB, host=None)).winner.candidate] == [
+        "placement"
+    ]
+    fp8 = pricer.offered("layerwise_casting", pricer.price(()))
+    assert fp8
+    assert not list(pricer.able(fp8))

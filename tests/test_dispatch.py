@@ -112,3 +112,10 @@ def test_diffusers_chooses_the_backend_of_its_own_attention_only(library: str, s
     space: dict[str, Any] = {"__name__": library, "attend": attend}
     exec("def call(): return attend(None)", space)
     assert space["call"]().switchable is switchable
+
+
+def test_a_product_of_two_dtypes_is_refused_as_on_the_card() -> None:
+    """Layers that look at the dtype of their weights cast their input to fp8, and layerwise casting then not them."""
+    x, weight = ghost(2, 8, dtype=torch.float8_e4m3fn), ghost(4, 8)
+    with pytest.raises(RuntimeError, match="float8_e4m3fn and float16"):
+        recorded(lambda: functional.linear(x, weight))

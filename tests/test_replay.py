@@ -15,7 +15,7 @@ from planner.dispatch import Dispatch, Functions
 from planner.ghost import haunt
 from planner.program import Call, Event, Recording
 from planner.recorder import Recorder
-from planner.replay import Replay, own_weights
+from planner.replay import Replay, anchored_buffers, own_weights
 from planner.signature import Opaque, fingerprint, made_anew, mapped, shape_of, signature
 
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
@@ -302,6 +302,15 @@ def test_own_weights_are_the_modules_and_not_its_childrens() -> None:
     assert own_weights(module, buffers=False) == ()
     assert own_weights(module, buffers=True) == (64,)
     assert own_weights(module[0], buffers=False) == (4 * 8 * 4, 8 * 4)
+
+
+def test_buffers_that_are_not_saved_stay_where_accelerates_hooks_put_them() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8))
+    module.register_buffer("saved", torch.zeros(16))
+    module.register_buffer("table", torch.zeros(32), persistent=False)
+    assert own_weights(module, buffers=True) == (64,)
+    assert anchored_buffers(module, buffers=True) == (128,)
+    assert anchored_buffers(module, buffers=False) == (64, 128)
 
 
 def test_fingerprints_tell_modules_apart_by_what_they_do() -> None:

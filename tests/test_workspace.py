@@ -175,3 +175,13 @@ def test_images_beyond_32_bit_indices_are_converted(capability: tuple[int, int])
     """15,880 MiB were measured on the virtual GPU on 8.0, 8.6 and 12.0."""
     x, w, y = (1, 256, 19, 706, 1282), (256, 256, 3, 3, 3), (1, 256, 17, 704, 1280)
     assert convolution(Conv("float16", x, w, y, (1, 1, 1)), capability) / MiB == pytest.approx(15_880, abs=1)
+
+
+@pytest.mark.parametrize("capability", [*AMPERE, (9, 0), (10, 0)])
+def test_beyond_32_bits_layout_and_channels_decide(capability: tuple[int, int]) -> None:
+    """Measured on the virtual GPU: nothing with channels last or from three channels, and short of memory nothing."""
+    assert engines(conv("float16", 256, 3000, 256, last="xw"), device(capability)) == (0,)
+    assert engines(conv("bfloat16", 3, 4200, 128), device(capability)) == (0,)
+    rooms = engines(conv("float32", 256, 3000, 256), device(capability), every=True)
+    assert rooms[0] == 2 * 256 * 3000**2 * 4 + 256 * 256 * 9 * 4
+    assert rooms[-1] == 0
