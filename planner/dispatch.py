@@ -64,6 +64,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         kwargs = kwargs or {}
         if func in SILENT:
             return func(*args, **kwargs)
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # a packed weight says what it does in terms of what it is made of
         if func in SCALARS and any(isinstance(a, FakeTensor) for a in args):
             return _zero(args[0].dtype)
         if func in FACTORIES and _makes_ghost(func, args, kwargs):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from planner.packed import is_wrapped, parts, rebuilt
+
 LARGE = 4096
 """Elements from which a floating tensor becomes a ghost; below it is a table or a number that code may read back."""
 
@@ -67,7 +69,7 @@ def haunt(module: torch.nn.Module, mode: FakeTensorMode) -> None:
         tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
         for table in tables:
             for name, tensor in table.items():
-                if tensor is not None and not isinstance(tensor, FakeTensor):
+                if tensor is not None and not is_ghost(tensor):
                     table[name] = _haunted(tensor, mode, ghosts)
         for name, value in vars(part).items():
             if not name.startswith("_"):
@@ -77,6 +79,11 @@ def haunt(module: torch.nn.Module, mode: FakeTensorMode) -> None:
 def is_large(tensor: torch.Tensor) -> bool:
     """Whether the planner replaces this tensor by a ghost."""
     return tensor.is_meta or (tensor.is_floating_point() and tensor.numel() >= LARGE) or _is_weight(tensor)
+
+
+def is_ghost(tensor: Any) -> bool:
+    """Whether a tensor has no bytes."""
+    return all(isinstance(piece.tensor, FakeTensor) for piece in parts(tensor))
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:
@@ -105,6 +112,9 @@ def _haunt_plain(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def _ghost_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    if is_wrapped(tensor):
+        ghost = rebuilt(tensor, lambda inner: _ghost_tensor(inner, mode))
+        return torch.nn.Parameter(ghost, requires_grad=False) if _is_weight(tensor) else ghost
     with mode:
         ghost = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
     if isinstance(tensor, torch.nn.Parameter):

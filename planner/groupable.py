@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from planner.packed import packs
 from planner.program import Stack, Unit
 from planner.streamable import held
 
@@ -12,9 +13,9 @@ from planner.streamable import held
 def stacks_of(root: Any) -> tuple[Stack, ...]:
     """The component itself, and the modules in it that its class names as made of blocks; the inner ones first.
 
-    Empty where the class says that it cannot be offloaded by groups.
+    Empty where the class says that it cannot be offloaded by groups, and where weights are packed.
     """
-    if not getattr(root, "_supports_group_offloading", True):
+    if not getattr(root, "_supports_group_offloading", True) or packs(root):
         return ()
     places = {id(tensor): place for place, tensor in enumerate(held(root))}
     named = frozenset(getattr(root, "_group_offload_block_modules", None) or ())

@@ -14,6 +14,7 @@ from itertools import count
 
 import torch
 
+from planner.packed import parts
 from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Kernel, Recording, Run
 
 
@@ -157,8 +158,8 @@ class Recorder:
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Weights and what else lives outside the recording; they are never counted."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
+        for piece in (piece for tensor in tensors for piece in parts(tensor)):
+            storage = piece.tensor.untyped_storage()
             self._watched[storage._cdata] = (-1, self._farewell(storage))
 
     def cast(self, component: str, weights: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from planner.dispatch import nbytes
 from planner.effects import Effect, effect_of, repeat
 from planner.ghost import LARGE
 from planner.metas import tensors
+from planner.packed import parts
 from planner.recorder import Done, Recorder
 from planner.signature import Opaque, Shape, fingerprint, made_anew, mapped, shape_of, signature
 from planner.streamable import held
@@ -214,7 +215,7 @@ def own_weights(module: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
     """
     saved = (t for name, t in module._buffers.items() if name not in module._non_persistent_buffers_set)
     held = (*module._parameters.values(), *(saved if buffers else ()))
-    return tuple(nbytes(t) for t in held if t is not None and t.numel())
+    return tuple(nbytes(piece.tensor) for t in held if t is not None and t.numel() for piece in parts(t))
 
 
 def anchored_buffers(root: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from planner.packed import is_packed, parts
+
 SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-IGNORED = {"layer_idx", "forward", "_apply"}
+IGNORED = {"layer_idx", "forward", "_apply", "extra_repr"}
 """Attributes that do not change what a module does: `layer_idx` numbers the layers of a transformers model for caches
-of past keys, which diffusion pipelines do not keep; the other two are the tracer's own."""
+of past keys, which diffusion pipelines do not keep; two are the tracer's own, and the last is for printing."""
 
 
 class Opaque(Exception):
@@ -25,7 +27,7 @@ def fingerprint(module: torch.nn.Module, known: dict[int, Hashable]) -> Hashable
     """Equal for modules that do the same to tensors of the same shapes; `known` remembers earlier answers by id."""
     if id(module) not in known:
         weights = tuple(
-            (name, None if t is None else _shape(t))
+            (name, None if t is None else _weight(t))
             for name, t in (*module._parameters.items(), *module._buffers.items())
         )
         plain = tuple((name, _trait(value)) for name, value in vars(module).items() if _tells(name))
@@ -58,6 +60,13 @@ def _tells(name: str) -> bool:
 
 def _shape(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     return (tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, FakeTensor))
+
+
+def _weight(tensor: torch.Tensor) -> tuple[Hashable, ...]:
+    """A packed weight is what it is made of; the numbers beside it, such as block sizes, follow from their shapes."""
+    if not is_packed(tensor):
+        return _shape(tensor)
+    return (type(tensor), _shape(tensor), *(_shape(piece.tensor) for piece in parts(tensor)))
 
 
 def _trait(value: Any) -> Hashable:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from planner.program import Component, Event, Kernel, Program, Recording, Settin
 FORMAT = 12
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+OPTIONAL = ("torchao",)
+"""What quantizes, where it is installed."""
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)
 """Those of a recording; placement, which is not stored, adds the others."""
@@ -30,9 +32,16 @@ FLAT = frozenset(EVENTS.index(kind) for kind in (p.Alloc, p.Free, p.Run))
 
 def key_of(*facts: object) -> str:
     """A name for what was recorded: the facts given, and the versions of the recorder and of the libraries."""
-    versions = {name: version(name) for name in LIBRARIES}
+    versions = {name: version(name) for name in LIBRARIES} | {name: _version(name) for name in OPTIONAL}
     text = json.dumps([FORMAT, versions, *facts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def load(folder: Path, key: str) -> tuple[Program, ...]:

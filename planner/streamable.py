@@ -6,19 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from planner.packed import is_packed, is_wrapped, parts
+
 FINEST = 12
 """A module is taken as a whole where it holds at most this part of its component: half a FLUX block is not worth a
 hook of its own, while half an SDXL UNet sits in one up-block."""
 
 
 def held(module: Any) -> Iterator[Any]:
-    """Parameters and buffers with bytes, tied ones once, in the order in which `Module.to` moves them."""
+    """Parameters and buffers with bytes, tied ones once, in the order in which `Module.to` moves them.
+
+    Of packed weights come the tensors they are made of.
+    """
     seen: set[int] = set()
     for part in module.modules():
         for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None and tensor.numel() and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
+            for piece in parts(tensor) if tensor is not None and tensor.numel() else ():
+                if id(piece.tensor) not in seen:
+                    seen.add(id(piece.tensor))
+                    yield piece.tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +41,18 @@ def units_of(root: Any) -> tuple[Streamable, ...]:
     """What a component can be streamed by, in the order in which it holds it.
 
     Buffers, and parameters that are tied between modules of different kinds, belong to no unit: they must be there
-    whenever one of these runs.
+    whenever one of these runs.  So does nothing of a component with weights whose parts cannot be swapped one by one.
     """
+    if any(is_packed(parameter) and not is_wrapped(parameter) for parameter in root.parameters()):
+        return ()
     places = {id(tensor): place for place, tensor in enumerate(held(root))}
     holders: dict[int, set[int]] = {}
     for part in root.modules():
-        for parameter in part._parameters.values():
-            holders.setdefault(id(parameter), set()).add(id(part))
+        for piece in _pieces(part, recurse=False):
+            holders.setdefault(id(piece), set()).add(id(part))
     alike: dict[tuple[int, ...], list[tuple[str, Any]]] = {}
-    for path, module in _within(root, "", sum(map(_bytes, root.parameters()))):
-        alike.setdefault(tuple(id(p) for p in module.parameters() if id(p) in places), []).append((path, module))
+    for path, module in _within(root, "", sum(map(_bytes, _pieces(root)))):
+        alike.setdefault(tuple(id(p) for p in _pieces(module) if id(p) in places), []).append((path, module))
     found = []
     for mine, same in alike.items():
         inside = {id(part) for _, module in same for part in module.modules()}
@@ -58,12 +66,16 @@ def units_of(root: Any) -> tuple[Streamable, ...]:
 def _within(part: Any, path: str, total: int) -> Iterator[tuple[str, Any]]:
     """The modules from here on that are small enough or hold no others; a module that lies in two places, once."""
     children = [(name, child) for name, child in part.named_children() if any(True for _ in child.parameters())]
-    small = sum(map(_bytes, part.parameters())) * FINEST <= total
+    small = sum(map(_bytes, _pieces(part))) * FINEST <= total
     if path and (small or not children) and not _is_list(part):
         yield path, part
         return
     for name, child in children:
         yield from _within(child, f"{path}.{name}" if path else name, total)
+
+
+def _pieces(module: Any, *, recurse: bool = True) -> Iterator[Any]:
+    return (piece.tensor for parameter in module.parameters(recurse) for piece in parts(parameter))
 
 
 def _bytes(tensor: Any) -> int:

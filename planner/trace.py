@@ -16,6 +16,7 @@ from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.groupable import stacks_of
 from planner.metas import tensors
+from planner.packed import packs
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay, anchored_buffers
@@ -238,7 +239,8 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
     sizes: dict[torch.dtype, int] = {}
     for p in module.parameters():
         sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
-    dtype = max(sizes, key=lambda d: sizes[d], default=torch.float32)
+    wide = [d for d in sizes if d.is_floating_point and d.itemsize > 1] or list(sizes)  # packed numbers have no say
+    dtype = max(wide, key=lambda d: sizes[d], default=torch.float32)
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
         anchored=anchored_buffers(module, buffers=offloads_buffers(module)),
@@ -260,7 +262,8 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_slicing", hasattr(module, "set_attention_slice")),
         ("processors", hasattr(module, "attn_processors")),
         ("attention_backend", _has_backend(module)),
-        ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not hasattr(module, "hf_quantizer")),
+        ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
+        ("quantized", packs(module)),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )

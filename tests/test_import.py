@@ -16,7 +16,8 @@ HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
     *("calibration", "cards", "probe"),
-    *("program", "store", "standin", "blueprint", "ghost", "strides", "metas", "signature", "streamable", "groupable"),
+    *("program", "store", "standin", "blueprint", "packed", "ghost", "strides", "metas", "signature"),
+    *("streamable", "groupable"),
     *(
         "recorder",
         "dispatch",

@@ -11,6 +11,7 @@ from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
+from planner.techniques.quantization import Quantization
 from planner.techniques.split import Split
 from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
@@ -21,6 +22,7 @@ from planner.techniques.vae_tiling import VaeTiling
 DEFAULT: tuple[Technique, ...] = (
     Precision(),
     LayerwiseCasting(),
+    Quantization(),
     ChannelsLast("denoiser"),
     ChannelsLast("autoencoder"),
     VaeSlicing(),

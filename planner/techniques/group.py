@@ -65,7 +65,12 @@ class Choice:
 
 
 def choices(program: Program) -> Iterator[Choice]:
-    """The settings under which at least one component travels; by blocks only where the denoiser has blocks."""
+    """The settings under which at least one component travels; by blocks only where the denoiser has blocks.
+
+    None where a component is quantized: undoing would have to swap what its weights are packed in.
+    """
+    if any("quantized" in component.traits for component in program.components):
+        return
     for name, grouping in GROUPINGS.items():
         able = {c.name for c in program.components if groupable(program, c.name, grouping)}
         working = [c for c in program.components if c.name in able and "denoiser" in c.traits]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from planner import packed
+
 Undo = Callable[[], None]
 
 
@@ -40,7 +42,7 @@ def is_ghost(tensor: Any) -> bool:
     """Whether a tensor has no bytes: a pipeline that is only recorded is configured by the same code."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    return isinstance(tensor, FakeTensor)
+    return all(isinstance(piece.tensor, FakeTensor) for piece in packed.parts(tensor))
 
 
 def remember(owner: object, *names: str) -> Undo:

@@ -8,6 +8,7 @@ from typing import Any
 from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.offload import model_offload, resident, sequential_offload
+from planner.packed import is_packed
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques import group
@@ -39,7 +40,9 @@ class Placement:
             staying = (c.name for c in program.components if "travels" not in c.traits)
             calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
-        able = tuple(value for value in CALLS if value != "model" or any(program.chain))
+        packed = any("quantized" in component.traits for component in program.components)
+        without = {"sequential": packed, "model": not any(program.chain)}  # accelerate loses what a weight is packed in
+        able = tuple(value for value in CALLS if not without.get(value))
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
             *(
@@ -128,7 +131,9 @@ def _remember_places(pipe: Any) -> Undo:
     Sequential offload replaces weights by empty ones and would come back with untied copies; the objects themselves
     went to the CPU before that and still hold the bytes.
     """
-    devices = [(tensor, tensor.device) for tensor in tensors(pipe)]
+    devices = [(tensor, tensor.device) for tensor in tensors(pipe) if not is_packed(tensor)]
+    packed = (part for part in parts(pipe) if is_packed(getattr(part, "weight", None)))
+    layers = [(layer, layer.weight, layer.weight.device) for layer in packed]
     seats = [(table, dict(table)) for part in parts(pipe) for table in (part._parameters, part._buffers)]
     forwards = in_reverse(remember(part, "forward", "_old_forward", "_hf_hook") for part in parts(pipe))
     attributes = remember(pipe, *STATE)
@@ -142,5 +147,8 @@ def _remember_places(pipe: Any) -> Undo:
         for tensor, device in devices:
             if tensor.device != device:
                 tensor.data = tensor.data.to(device)
+        for layer, weight, device in layers:
+            if weight.device != device:
+                layer.to(device)
 
     return undo

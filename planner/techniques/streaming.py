@@ -126,7 +126,8 @@ def move_units(module: Any, count: int, *, device: str = "", until: Any = None, 
     weights = [[tensors[place] for place in unit.places] for unit in units]
     away = set(spread([sum(map(room, group)) for group in weights], count))
     travelling = away if until is None else set(range(len(units)))
-    if strange := next((p for n in travelling for p in weights[n] if type(p) is not torch.nn.Parameter), None):
+    plain = (torch.nn.Parameter, torch.Tensor)  # a packed weight is made of the latter
+    if strange := next((p for n in travelling for p in weights[n] if type(p) not in plain), None):
         raise ApplyFailed(
             f"{type(module).__name__} holds 1 or more weights of type {type(strange).__name__}, which cannot be copied "
             "byte by byte; leave `streaming` out for it."

@@ -1,0 +1,180 @@
+"""Quantization: the linear layers of the blocks keep 8-bit numbers and a scale a row, by torchao."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from planner import host, packed
+from planner.device import Device
+from planner.errors import ApplyFailed, BadRequest
+from planner.program import Component, Program, Setting, Variant
+from planner.request import Fidelity, Request
+from planner.techniques.base import Option, Scope, Undo
+from planner.techniques.live import in_reverse, is_ghost, modules, undone_on_error
+from planner.techniques.tracing import is_denoiser
+from planner.units import format_bytes
+
+CONFIGS = {"int8": "Int8WeightOnlyConfig", "float8": "Float8WeightOnlyConfig"}
+"""Of torchao 0.15 and later."""
+DTYPES = {"int8": ("bfloat16", "float32"), "float8": ("bfloat16", "float16", "float32")}
+"""Weights they are made from: an int8 product is scaled when it is summed, and its sums leave the range of float16."""
+LARGE = 1_000_000_000
+"""Bytes from which a text encoder is worth rounding: T5-XXL and language models are, CLIP is not."""
+IMPORT = "from planner.techniques.quantization import quantize_blocks"
+"""torchao's `quantize_` would take embedders and the last layer too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Round the linear layers inside the blocks of denoisers and large text encoders to 8 bits.  Lossy.
+
+    Embeddings, norms, convolutions, and what lies before and behind the blocks keep their numbers.  The weights as they
+    were stay in host RAM, and the undo puts them back; where there is not enough RAM nothing is done, unless `for_good`
+    says that the pipeline will be loaded anew.
+    """
+
+    for_good: bool = False
+    large: int = LARGE
+    name: str = "quantization"
+    scope: Scope = "call"
+    needs: str = "torchao (pip install torchao), and a denoiser in bfloat16 or, for float8, float16, not quantized yet"
+
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        taken = program.variant.setting("layerwise_casting") or program.variant.setting(self.name)
+        if taken or request.fidelity < Fidelity.LOSSY or importlib.util.find_spec("torchao") is None:
+            return ()
+        return tuple(
+            Option(technique=self.name, value=value, fidelity=Fidelity.LOSSY, calls=(IMPORT, *calls))
+            for value in CONFIGS
+            if (calls := tuple(self._calls(program, value)))
+        )
+
+    def variant(self, variant: Variant, option: Option) -> Variant:
+        return variant.under(Setting(self.name, option.value, self.scope))
+
+    def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
+        return program
+
+    def apply(self, pipe: Any, option: Option) -> Undo:
+        value = str(option.value)
+        chosen = {name: part for name, part in modules(pipe).items() if self._takes(name, part)}
+        layers = [layer for part in chosen.values() for layer in layers_of(part, value)]
+        if not layers:
+            raise ApplyFailed(f"{type(pipe).__name__} has 0 layers that {value} can take; plan this pipeline.")
+        if self.for_good:
+            _quantize(layers, value)
+            return _gone(", ".join(chosen))
+        _check_room(", ".join(chosen), layers)
+        undo = in_reverse([_remember(layer) for layer in layers])
+        with undone_on_error(undo):
+            _quantize(layers, value)
+        return undo
+
+    def _takes(self, name: str, module: Any) -> bool:
+        if is_denoiser(name):
+            return True
+        return name.startswith("text_encoder") and sum(map(_bytes, module.parameters())) >= self.large
+
+    def _calls(self, program: Program, value: str) -> Iterator[str]:
+        denoisers = [component for component in program.components if "denoiser" in component.traits]
+        if not any(map(_plain, denoisers)):
+            return
+        for component in program.components:
+            encoder = "text_encoder" in component.traits and sum(component.weights) >= self.large
+            able = _plain(component) and component.dtype in DTYPES[value]
+            if able and ("denoiser" in component.traits or encoder):
+                yield f'quantize_blocks(pipe.{component.name}, "{value}")'
+
+
+def quantize_blocks(module: Any, value: str = "int8") -> None:
+    """Round the linear layers in the blocks of a module for good.  `value`: int8 or float8.  Raises BadRequest."""
+    if value not in CONFIGS:
+        raise BadRequest(f"{value!r} is none of the {len(CONFIGS)} ways to quantize; use {', '.join(CONFIGS)}.")
+    _quantize(list(layers_of(module, value)), value)
+
+
+def layers_of(module: Any, value: str) -> Iterator[Any]:
+    """The linear layers within lists of blocks, but for those the model keeps in float32 and packed ones."""
+    import torch
+
+    kept = frozenset(getattr(module, "_keep_in_fp32_modules", None) or ())
+    dtypes = {getattr(torch, name) for name in DTYPES[value]}
+    seen: set[int] = set()
+    for path, listed in module.named_modules():
+        if not isinstance(listed, torch.nn.ModuleList):
+            continue
+        for inner, layer in listed.named_modules():
+            mine = type(layer) is torch.nn.Linear and not kept & set(f"{path}.{inner}".split("."))
+            if mine and id(layer) not in seen and layer.weight.dtype in dtypes and not packed.is_packed(layer.weight):
+                seen.add(id(layer))
+                yield layer
+
+
+def _plain(component: Component) -> bool:
+    return "quantized" not in component.traits
+
+
+def _bytes(tensor: Any) -> int:
+    return sum(int(piece.tensor.numel() * piece.tensor.element_size()) for piece in packed.parts(tensor))
+
+
+def _quantize(layers: list[Any], value: str) -> None:
+    """Ghosts of one shape are rounded once: what comes of them differs in nothing."""
+    from torchao import quantization
+
+    config = getattr(quantization, CONFIGS[value])(set_inductor_config=False)
+    known: dict[tuple[Any, ...], Any] = {}
+    for layer in layers:
+        weight = layer.weight
+        key = (tuple(weight.shape), weight.dtype)
+        if is_ghost(weight) and key in known:
+            layer.weight = _like(known[key])
+            continue
+        before = vars(layer).get("extra_repr")
+        quantization.quantize_(layer, config)
+        vars(layer).pop("extra_repr") if before is None else None
+        known[key] = layer.weight
+
+
+def _like(weight: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return torch.nn.Parameter(packed.rebuilt(weight, torch.empty_like), requires_grad=False)
+
+
+def _check_room(names: str, layers: list[Any]) -> None:
+    """Beside weights on the host come their 8 bits; of weights on the card the whole."""
+    needed = 0
+    for weight in (layer.weight for layer in layers if not is_ghost(layer.weight)):
+        needed += weight.numel() * (1 if weight.device.type == "cpu" else weight.element_size())
+    if needed > (free := host.available_host_ram()):
+        raise ApplyFailed(
+            f"The weights of {names} as they are take {format_bytes(needed)} more of host RAM and {format_bytes(free)} "
+            "are free, so quantization could not be undone; free some, or pass Quantization(for_good=True) and load "
+            "the pipeline anew afterwards."
+        )
+
+
+def _remember(layer: Any) -> Undo:
+    """What puts the weight back, which waits in host RAM."""
+    weight, device = layer.weight, layer.weight.device
+    if not is_ghost(weight):
+        aside = weight.data.cpu()
+
+    def restore() -> None:
+        if not is_ghost(weight):
+            weight.data = aside.to(device)
+        layer._parameters["weight"] = weight
+
+    return restore
+
+
+def _gone(names: str) -> Undo:
+    def refuse() -> None:
+        raise ApplyFailed(f"The weights of {names} were rounded to 8 bits for good; load the pipeline anew.")
+
+    return refuse
