@@ -27,7 +27,7 @@ class Calibration:
     pinned_rate: float = 0.0
     """Bytes/s to the card from pinned host memory."""
     pageable_rate: float = 0.0
-    """The same from ordinary host memory."""
+    """Bytes/s from ordinary host memory."""
     return_rate: float = 0.0
     """Bytes/s from the card into new ordinary host memory."""
     issue: float = 0.0
@@ -35,13 +35,13 @@ class Calibration:
     products: float = 0.0
     """Measured speed of matrix products in half precision ÷ the one the time model expects of this card."""
     convolutions: float = 0.0
-    """The same of convolutions."""
+    """The same ratio of convolutions."""
     attentions: float = 0.0
-    """The same of fused attention."""
+    """The same ratio of fused attention."""
     traffic: float = 0.0
-    """The same of elementwise kernels."""
+    """The same ratio of elementwise kernels."""
     singles: float = 0.0
-    """The same of matrix products in single precision."""
+    """The same ratio of matrix products in single precision."""
     context: int = 0
     """Bytes the process holds outside torch's allocator."""
 

@@ -36,6 +36,7 @@ class Holding(NamedTuple):
     """What one place in the pipeline holds at a peak."""
 
     kind: Kind
+    """What is held."""
     component: str
     """`unet`, `vae`; `pipeline` for what lies between the components."""
     block: str
@@ -43,7 +44,9 @@ class Holding(NamedTuple):
     op: str
     """What made it: an operation's name, `matmul`, `conv`, `attention`; empty for weights."""
     bytes: int
+    """Held at that moment."""
     tensors: int
+    """How many tensors they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +54,13 @@ class Count:
     """All holdings at the peak of one phase, the largest first; they add up to the peak."""
 
     phase: str
+    """Its name."""
     peak: int
+    """Bytes allocated at the moment at which the phase holds most."""
     at: str
     """Path of what runs at that moment."""
     holdings: tuple[Holding, ...]
+    """The largest first."""
 
 
 class Origin(NamedTuple):
@@ -224,9 +230,13 @@ class Moment(NamedTuple):
     """A stretch of time and the most that is held in it; bytes."""
 
     seconds: float
+    """How long it lasts."""
     weights: int
+    """Bytes of weights on the card."""
     activations: int
+    """Bytes of the pipeline's tensors."""
     workspace: int
+    """Bytes of scratch of the kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +244,9 @@ class Stretch:
     """One phase of the timeline."""
 
     phase: str
+    """Its name."""
     moments: tuple[Moment, ...]
+    """One after the other."""
 
     @property
     def seconds(self) -> float:

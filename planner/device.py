@@ -17,12 +17,15 @@ class Device:
     """Bytes, bytes per second and FLOP per second of one card."""
 
     name: str
+    """As NVML reports it."""
     total: int
     """Bytes of device memory."""
     free: int
     """Bytes nobody uses now."""
     compute_capability: tuple[int, int]
+    """Major and minor number; zeros where unknown."""
     multiprocessors: int
+    """How many the card has."""
     half_rate: float
     """Dense fp16/bf16 FLOP/s with fp32 accumulation."""
     single_rate: float
@@ -36,6 +39,7 @@ class Device:
     pageable_rate: float
     """Bytes/s from ordinary host memory."""
     native_bf16: bool
+    """Whether its tensor cores know bfloat16."""
     power: float = 0.0
     """Watts the card may draw; 0 where unknown."""
     server: bool = False
@@ -45,20 +49,25 @@ class Device:
     return_rate: float = 0.0
     """Bytes/s back to ordinary host memory; 0 where not measured."""
     products: float = 1.0
-    """Speed of matrix products in half precision against what the time model expects of such a card."""
+    """Speed of matrix products in half precision ÷ what the time model expects of such a card."""
     singles: float = 1.0
-    """The same in single precision."""
+    """The same ratio in single precision."""
     convolutions: float = 1.0
+    """The same ratio of convolutions."""
     attentions: float = 1.0
+    """The same ratio of fused attention."""
     traffic: float = 1.0
-    """The same of elementwise kernels."""
+    """The same ratio of elementwise kernels."""
     context: int = 0
     """Bytes a process holds outside torch's allocator; where nothing was measured, what is published."""
     uuid: str = ""
+    """Empty where the card is not of this machine."""
     driver: str = ""
+    """Version; empty where the card is not of this machine."""
     pcie: tuple[int, int] = (0, 0)
-    """Generation and lanes; zeros where unknown."""
+    """Generation and number of lanes; zeros where unknown."""
     mig: bool = False
+    """Whether it is a slice of a card."""
     source: str = ""
     """Where the figures come from: `NVML`, or the card profile."""
 

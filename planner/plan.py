@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from planner.device import Device
 from planner.errors import BadRequest, PlannerError
+from planner.plain import record
 from planner.request import Fidelity, Request
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique
@@ -17,7 +18,7 @@ from planner.units import format_bytes
 if TYPE_CHECKING:
     from planner.verify import Verdict
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """Version of the JSON form."""
 
 
@@ -26,34 +27,40 @@ class PhasePromise:
     """One phase: bytes held at its peak, by kind, and its seconds over the whole request."""
 
     name: str
+    """Component, and its method where that is not `forward`: `unet`, `vae.decode`."""
     weights: int
+    """Bytes of the weights on the card."""
     activations: int
-    """Tensors of the pipeline, and what the allocator's blocks hold beyond their tensors."""
+    """Bytes of the pipeline's tensors, and what the allocator's blocks hold beyond their tensors."""
     scratch: int
-    """Workspaces and temporaries of the kernel that runs at the peak."""
+    """Bytes of workspaces and temporaries of the kernel that runs at the peak."""
     peak: int
-    """As `torch.cuda.max_memory_allocated` during the phase."""
+    """Bytes as `torch.cuda.max_memory_allocated` tells them during the phase: the three above."""
     seconds: float
+    """Over all calls of the component."""
     grown: float = 1.0
-    """What earlier runs that were verified multiplied the bytes by."""
+    """Factor by which earlier runs that were verified multiplied the bytes."""
     slower: float = 1.0
-    """The same of the seconds."""
+    """Factor by which they multiplied the seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
     """What a run will show, bytes and seconds."""
 
+    derived: ClassVar = ("needed",)
     phases: tuple[PhasePromise, ...]
+    """In order of running."""
     allocated: int
-    """`torch.cuda.max_memory_allocated`."""
+    """Bytes of `torch.cuda.max_memory_allocated`."""
     reserved: int
-    """`torch.cuda.max_memory_reserved` under the budget."""
+    """Bytes of `torch.cuda.max_memory_reserved` under the budget."""
     context: int
-    """What the process holds outside torch."""
+    """Bytes the process holds outside torch."""
     host: int
-    """Weights that wait in host memory."""
+    """Bytes of weights that wait in host memory."""
     seconds: float
+    """Of the whole call."""
 
     @property
     def needed(self) -> int:
@@ -66,34 +73,43 @@ class Rejection:
     """Something not chosen, and the reason with its number."""
 
     what: str
+    """Options, or an option of the plan that would be left out."""
     reason: str
+    """In words, with the number that decided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The candidate chosen for a request on a device."""
 
+    derived: ClassVar = ("headroom", "capacity", "format")
     model: str
+    """As it was asked for."""
     pipeline: str
-    """Class name."""
+    """Class name, of diffusers."""
     dtype: str
     """Dtype of the denoiser's weights as they are loaded."""
     request: Request
+    """With what the pipeline's profile says where nothing was asked."""
     device: Device
     budget: int
     """Bytes of the card for this process, context included."""
     options: tuple[Option, ...]
     """In order of applying."""
     promise: Promise
+    """What a run will show."""
     baseline: Promise
     """The same request with nothing switched on and every component on the card."""
     baseline_fits: bool
+    """Whether that runs within the budget."""
     bound: float
-    """No combination that fits is faster than this; seconds."""
+    """Seconds; no combination that fits is faster."""
     explored: int
-    """Combinations priced or ruled out."""
+    """How many combinations were priced or ruled out."""
     rejected: tuple[Rejection, ...] = ()
+    """What was not chosen, and why."""
     notes: tuple[str, ...] = ()
+    """What is worth knowing before running it."""
 
     @property
     def headroom(self) -> int:
@@ -104,6 +120,11 @@ class Plan:
     def capacity(self) -> int:
         """Bytes torch may reserve: the budget less the context."""
         return self.budget - self.promise.context
+
+    @property
+    def format(self) -> Literal[1]:
+        """Version of the JSON form."""
+        return FORMAT
 
     def option(self, technique: str) -> Option | None:
         """The option of a technique, None where it stays off."""
@@ -149,19 +170,18 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps` that `from_json` reads back as this plan."""
-        data = asdict(self)
-        data["request"] = self.request.to_json()
-        return {"format": FORMAT, **data}
+        return record(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | str) -> Plan:
         """The plan of `to_json`, as a value or as text.  Raises BadRequest for anything else."""
         try:
             given = dict(json.loads(data) if isinstance(data, str) else data)
-            if given.pop("format") != FORMAT:
+            if given["format"] != FORMAT:
                 raise BadRequest(f"The plan is of another format than {FORMAT}; make it anew with this version.")
+            own = {name: value for name, value in given.items() if name not in cls.derived}
             return cls(
-                **given
+                **own
                 | {
                     "request": Request.from_json(given["request"]),
                     "device": _device(given["device"]),
@@ -184,11 +204,12 @@ def _device(data: Mapping[str, Any]) -> Device:
 
 
 def _option(data: Mapping[str, Any]) -> Option:
-    return Option(**{**data, "fidelity": Fidelity(data["fidelity"]), "calls": tuple(data["calls"])})
+    return Option(**{**data, "fidelity": Fidelity.parse(data["fidelity"]), "calls": tuple(data["calls"])})
 
 
 def _promise(data: Mapping[str, Any]) -> Promise:
-    return Promise(**{**data, "phases": tuple(PhasePromise(**phase) for phase in data["phases"])})
+    own = {name: value for name, value in data.items() if name not in Promise.derived}
+    return Promise(**{**own, "phases": tuple(PhasePromise(**phase) for phase in data["phases"])})
 
 
 class Infeasible(PlannerError):

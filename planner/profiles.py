@@ -15,8 +15,9 @@ from typing import Any, Literal
 from planner import hub
 from planner.errors import BadRequest, UnknownModel
 from planner.hub import Json
+from planner.plain import record
 from planner.request import PICTURES
-from planner.sizes import Sizes, sizes
+from planner.sizes import Sizes, sizes, spelled
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,20 +83,36 @@ class DefaultRequest:
     """What is generated when nothing is said; None where the pipeline's own default holds."""
 
     height: int | None = None
+    """Pixels."""
     width: int | None = None
+    """Pixels."""
     frames: int | None = None
+    """How many, of a video."""
     steps: int | None = None
+    """How many denoising steps."""
     guidance: float | None = None
+    """Guidance scale, a plain factor."""
     strength: float | None = None
+    """Share of the denoising steps that a start image goes through."""
     image: Sizes = ()
     """Of pictures, their sizes; a file says `"auto"` for the size of the result, or `"128x128"`."""
     mask: Sizes = ()
+    """Of inpainting."""
     control: Sizes = ()
+    """Of a ControlNet or T2I-Adapter."""
     reference: Sizes = ()
+    """Of an IP-Adapter, say."""
     last_image: Sizes = ()
+    """The last frame of a video."""
     video: Sizes = ()
+    """Frames of a video to start from."""
     extra: tuple[tuple[str, str | int | float | bool], ...] = ()
-    """Further arguments of the call."""
+    """Further arguments of the call, by name."""
+
+    def to_json(self) -> dict[str, Json]:
+        """A value for `json.dumps`; pictures as texts that `Request` reads."""
+        pictures = {name: spelled(getattr(self, name)) for name in PICTURES}
+        return record(self) | pictures | {"extra": dict(self.extra)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,8 +77,11 @@ class Shortage:
     """No combination fits: the phase that is over, the bytes missing, and the least budget that would do."""
 
     phase: str
+    """The one that is over, or `host memory`."""
     over: int
+    """Bytes missing."""
     smallest_budget: int
+    """Bytes with which it would fit, CUDA's context included."""
 
 
 def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:

@@ -130,13 +130,17 @@ class Request:
     width: int | None = None
     """Pixels."""
     frames: int | None = None
+    """How many, of a video."""
     images: int = 1
-    """Images or videos for each prompt."""
+    """How many images or videos for each prompt."""
     prompts: int = 1
     """How many prompts one call gets."""
     steps: int | None = None
+    """How many denoising steps."""
     guidance: float | None = None
+    """Guidance scale, a plain factor."""
     prompt_tokens: int | None = None
+    """How many tokens a prompt has where it is not padded."""
     image: Sizes = ()
     """Start images, as their sizes.  Here and below a picture, an array or a tensor may be given, or a text such as
     `1024x768`, or True for one as large as the result; only the sizes are kept."""
@@ -155,11 +159,14 @@ class Request:
     extra: tuple[tuple[str, JSON], ...] = field(default=(), hash=False)
     """Further call arguments in JSON's types, by name; lists become tuples."""
     calls: int = 1
-    """Calls of this shape that will be made; what is done once is spread over them."""
+    """How many calls of this shape will be made; what is done once is spread over them."""
     budget: Budget = Budget()
+    """Bytes of the card this process may use, CUDA's context included, as text: bytes, a share of the card, or `auto`
+    for what is free."""
     host_ram: int | None = None
     """Bytes of host memory the plan may use; None: what is available."""
     fidelity: Fidelity = Fidelity.FAITHFUL
+    """How far a plan may change the result."""
     dtype: str | None = None
     """`float16`, `bfloat16` or `float32`, also by their short names; None: as the weights are."""
     use: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.census import Count, Stretch, census, timeline
@@ -12,6 +12,7 @@ from planner.cost import Cost
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.limits import MOST, Growth, Kind, Look, last_fitting
+from planner.plain import record
 from planner.plan import Plan
 from planner.pricing import Candidate, Pricer, words
 from planner.programs import Tell, silent
@@ -39,7 +40,9 @@ class Point:
     budget: int
     """Bytes, CUDA's context included."""
     seconds: float
+    """Of the whole call."""
     options: tuple[Option, ...]
+    """The combination, in order of applying."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +50,19 @@ class Frontier:
     """Time against budget: no combination is faster within less.  Points by budget, the least first."""
 
     model: str
+    """As it was asked for."""
     request: Request
+    """What is to be generated; its budget is no limit here."""
     device: Device
+    """The card whose speed is taken; its memory is no limit here."""
     points: tuple[Point, ...]
+    """By budget, the least first."""
     bare: Point
     """With nothing switched on."""
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
-        return {**asdict(self), "request": self.request.to_json()}
+        return record(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +71,17 @@ class Row:
 
     device: Device
     budget: int
+    """Bytes of the card for this process, CUDA's context included."""
     plan: Plan | None
+    """None where nothing fits."""
     shortage: Shortage | None
+    """What is missing for a plan; None where there is one."""
     price: float | None
     """Of one image or video, in the currency of the price per hour; None where no price or no plan is known."""
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
-        return {**asdict(self), "plan": self.plan.to_json() if self.plan else None}
+        return record(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +89,17 @@ class Largest:
     """The most that fits: the plan of the last step, and what the next one lacks."""
 
     kind: Kind
+    """What grew."""
     plan: Plan
+    """Of the last step that fits."""
     next: Request | None
     """The first request that does not fit; None where the search ended before there was one."""
     shortage: Shortage | None
+    """What that one lacks."""
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
-        return {
-            "kind": self.kind,
-            "plan": self.plan.to_json(),
-            "next": self.next.to_json() if self.next else None,
-            "shortage": asdict(self.shortage) if self.shortage else None,
-        }
+        return record(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +107,11 @@ class Step:
     """What is needed after one more change, as the allocator has it without a cap; the last is the plan itself."""
 
     what: str
+    """The change."""
     budget: int
     """Bytes, CUDA's context included."""
     seconds: float
+    """Of the whole call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +119,11 @@ class Anatomy:
     """A plan and what its memory is made of: at the peak of each phase, and over time."""
 
     plan: Plan
+    """The plan itself."""
     counts: tuple[Count, ...]
+    """Who holds the memory at the peak of each phase, in order of running."""
     timeline: tuple[Stretch, ...]
+    """What is held over time, phase by phase."""
     steps: tuple[Step, ...]
     """From nothing switched on to the plan, change by change, in order of applying."""
 
@@ -125,21 +138,8 @@ class Anatomy:
         raise BadRequest(f"No phase {phase!r}; the {len(self.counts)} phases of this plan are {names}.")
 
     def to_json(self) -> dict[str, Any]:
-        """A value for `json.dumps`; a moment is seconds, weights, activations and workspace."""
-        return {
-            "plan": self.plan.to_json(),
-            "phases": [
-                {
-                    "phase": count.phase,
-                    "peak": count.peak,
-                    "at": count.at,
-                    "holdings": [holding._asdict() for holding in count.holdings],
-                }
-                for count in self.counts
-            ],
-            "steps": [asdict(step) for step in self.steps],
-            "timeline": [{"phase": s.phase, "moments": [list(moment) for moment in s.moments]} for s in self.timeline],
-        }
+        """A value for `json.dumps`."""
+        return record(self)
 
 
 def anatomy_of(study: Study, device: Device, *, host: int | None = None) -> Anatomy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -70,16 +69,11 @@ def cards_table() -> Table:
     return table
 
 
-def cards_json() -> list[dict[str, Any]]:
-    """The same as plain values."""
-    return [{"slug": known.slug, "label": known.name, **asdict(known.device)} for known in catalogue()]
-
-
 def pipelines_table(width: int) -> Table:
     """The shipped pipelines by family, on a terminal of `width` columns."""
     figures = (("size", ""), ("dtype", "")) if width >= NARROW else ()
     table = _table(("name", ""), *figures, ("weights", "r"), ("hub id", ""), fold="hub id")
-    for family, members in groupby(_by_family(), key=lambda profile: profile.family):
+    for family, members in groupby(by_family(), key=lambda profile: profile.family):
         table.add_section()
         table.add_row(Text(family, style="bold"))
         for profile in members:
@@ -89,31 +83,15 @@ def pipelines_table(width: int) -> Table:
     return table
 
 
-def _by_family() -> list[PipelineProfile]:
+def by_family() -> list[PipelineProfile]:
+    """The shipped pipelines, sorted."""
     found = map(profiles.find, profiles.names())
     return sorted(found, key=lambda profile: (profile.family.casefold(), profile.name))
-
-
-def pipelines_json() -> list[dict[str, Any]]:
-    """The same as plain values; `weights` in bytes."""
-    return [_facts(profile) for profile in _by_family()]
 
 
 def weights(profile: PipelineProfile) -> int:
     """Bytes of the parameters of all components that are loaded, each in its dtype."""
     return sum(part.parameters * ITEM_SIZE[part.dtype] for part in profile.loaded if part.parameters)
-
-
-def _facts(profile: PipelineProfile) -> dict[str, Any]:
-    plain = ("name", "family", "hub_id", "aliases", "pipeline", "dtype", "license")
-    defaults = asdict(profile.defaults)
-    request = defaults | {"extra": dict(defaults["extra"])}
-    optional = [part.name for part in profile.components if part.optional]
-    return {name: getattr(profile, name) for name in plain} | {
-        "weights": weights(profile),
-        "request": request,
-        "optional": optional,
-    }
 
 
 def _size(profile: PipelineProfile) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from planner import lessons
 from planner.cost import BEFORE
@@ -34,13 +34,30 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A promise and what the run showed, as people read them."""
+    """A promise and what the run showed."""
 
+    derived: ClassVar = ("ratio",)
     what: str
-    promised: str
-    measured: str
-    ratio: float
-    """Measured ÷ promised."""
+    """`allocated`, `reserved`, `context` or `seconds` of the whole call, `vae.decode, allocated` of a phase."""
+    unit: Literal["bytes", "seconds"]
+    """Of both figures."""
+    promised: float
+    """In bytes or seconds, as `unit` says."""
+    measured: float
+    """In bytes or seconds, as `unit` says."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured ÷ promised; None where nothing was promised."""
+        return self.measured / self.promised if self.promised else None
+
+    def told(self) -> tuple[str, str, str, str]:
+        """What people read."""
+        figures = (self.promised, self.measured)
+        promised, measured = (
+            format_bytes(round(figure)) if self.unit == "bytes" else format_seconds(figure) for figure in figures
+        )
+        return self.what, promised, measured, "" if self.ratio is None else f"×{self.ratio:.3g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,19 +81,20 @@ class Verdict:
         pairs = (("allocated", promise.allocated, whole.allocated), ("reserved", promise.reserved, whole.reserved))
         for name, promised, measured in (*pairs, ("context", promise.context, self.card)):
             if measured:
-                yield _bytes(name, promised, measured)
-        yield _seconds("seconds", promise.seconds, whole.seconds)
+                yield Row(what=name, unit="bytes", promised=promised, measured=measured)
+        yield Row(what="seconds", unit="seconds", promised=promise.seconds, measured=whole.seconds)
         measured_phases = {phase.name: phase for phase in self.phases}
         for phase in promise.phases:
             if (seen := measured_phases.get(phase.name)) is not None:
                 if seen.allocated:
-                    yield _bytes(f"{phase.name}, allocated", phase.peak, seen.allocated)
+                    what = f"{phase.name}, allocated"
+                    yield Row(what=what, unit="bytes", promised=phase.peak, measured=seen.allocated)
                 if phase.seconds:
-                    yield _seconds(f"{phase.name}, seconds", phase.seconds, seen.seconds)
+                    what = f"{phase.name}, seconds"
+                    yield Row(what=what, unit="seconds", promised=phase.seconds, measured=seen.seconds)
 
     def __str__(self) -> str:
-        rows = [("", "promised", "measured", "")]
-        rows += [(row.what, row.promised, row.measured, f"×{row.ratio:.3f}") for row in self.rows()]
+        rows = [("", "promised", "measured", ""), *(row.told() for row in self.rows())]
         wide = [max(len(row[place]) for row in rows) for place in range(4)]
         return "\n".join(
             f"{what:<{wide[0]}}  {promised:>{wide[1]}}  {measured:>{wide[2]}}  {ratio:>{wide[3]}}".rstrip()
@@ -224,12 +242,3 @@ def _outside(plan: Plan) -> int:
 
     now = probe_one(plan.device.uuid or 0)
     return max(now.total - now.free - torch.cuda.memory_reserved(), 0)
-
-
-def _bytes(what: str, promised: int, measured: int) -> Row:
-    return Row(what=what, promised=format_bytes(promised), measured=format_bytes(measured), ratio=measured / promised)
-
-
-def _seconds(what: str, promised: float, measured: float) -> Row:
-    ratio = measured / promised if promised else float("inf")
-    return Row(what=what, promised=format_seconds(promised), measured=format_seconds(measured), ratio=ratio)

@@ -12,13 +12,17 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
+from jsonschema import Draft202012Validator
 from plans import PLAN
 from rich.cells import cell_len
 from techniques.tiny import stable_diffusion
 
-from planner import cli, pictures, report
+from planner import calibrate, calibration, cli, pictures, probe, report
+from planner.calibration import Calibration
 from planner.plan import Plan
+from planner.printed import PRINTED
 
+SCHEMAS = Path(__file__).parent.parent / "docs" / "schemas"
 CARD = ("--gpu", "rtx-3070", "--steps", "2")
 SMALL = (*CARD, "--height", "64", "--width", "96")
 
@@ -82,7 +86,7 @@ def test_explain_names_the_holders(call: Any, width: int) -> None:
 def test_explain_as_json_accounts_for_every_byte(call: Any, tmp_path: Path) -> None:
     plot = tmp_path / "steps.svg"
     told = json.loads(call("explain", *SMALL, "--plot", str(plot), "--json").stdout)
-    for phase in told["phases"]:
+    for phase in told["counts"]:
         assert sum(holding["bytes"] for holding in phase["holdings"]) == phase["peak"]
     assert told["steps"][0]["what"] == "nothing switched on"
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
@@ -113,6 +117,73 @@ def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> Non
     for said in ("Memory over time", "Phase by phase", "To do the same by hand", "vae.decode"):
         assert said in text
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
+
+
+JSON = {
+    "plan": SMALL,
+    "max": (*SMALL, "--of", "batch", "--budget", "600MB"),
+    "compare": (*SMALL[2:], "--gpu", "rtx-3070", "--gpu", "t4", "--budget", "500MB", "--budget", "8GB", "--price", "1"),
+    "frontier": SMALL,
+    "explain": SMALL,
+    "run": (*SMALL, "--output"),
+    "verify": (*SMALL, "--once"),
+}
+"""What is asked of every command that takes a pipeline."""
+
+
+def printed(done: Result, name: str) -> Any:
+    """The JSON, which keeps to the published schema."""
+    told = json.loads(done.stdout)
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text("utf-8"))
+    Draft202012Validator(schema).validate(told)
+    return told
+
+
+@pytest.mark.parametrize("command", JSON)
+def test_json_keeps_to_the_published_schema(call: Any, command: str, tmp_path: Path) -> None:
+    words = (*JSON[command], *([str(tmp_path / "made.png")] if command == "run" else []))
+    done = call(command, *words, "--json")
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
+    assert printed(done, command)
+
+
+@pytest.mark.parametrize("command", JSON)
+def test_json_of_what_cannot_be_keeps_to_it_too(call: Any, command: str) -> None:
+    done = call(command, *(word for word in JSON[command] if word != "--output"), "--height", "13", "--json")
+    assert done.exit_code == 2
+    assert printed(done, "error")["kind"] == "TraceFailed"
+
+
+def test_json_of_infeasible_carries_the_evidence(call: Any) -> None:
+    told = printed(call("plan", *SMALL, "--budget", "441MB", "--json"), "error")
+    assert told["kind"] == "Infeasible"
+    assert told["smallest_budget"] > told["leanest"]["budget"] == 441_000_000
+
+
+@pytest.mark.parametrize(("words", "name"), [(("profiles",), "profiles"), (("profiles", "--gpus"), "gpus")])
+def test_json_of_lists_keeps_to_the_published_schema(words: tuple[str, ...], name: str) -> None:
+    assert printed(CliRunner().invoke(cli.main, [*words, "--json"]), name)
+
+
+def test_json_of_the_cards_here_keeps_to_the_published_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = Calibration(device_name=PLAN.device.name, made="today", pinned_rate=12e9, context=1)
+    monkeypatch.setattr(probe, "probe", lambda: (PLAN.device,))
+    monkeypatch.setattr(probe, "probe_one", lambda place: PLAN.device)
+    monkeypatch.setattr(calibrate, "calibrate", lambda device, bench, free: made)
+    monkeypatch.setattr(calibration, "folder", lambda: tmp_path)
+    assert printed(CliRunner().invoke(cli.main, ["probe", "--json"]), "probe")[0]["total"] == PLAN.device.total
+    told = printed(CliRunner().invoke(cli.main, ["calibrate", "--json"]), "calibrate")
+    assert Path(told["file"]).is_file()
+    assert told["calibration"]["pinned_rate"] == 12e9
+
+
+def test_every_command_with_json_has_a_schema_and_prints_it() -> None:
+    told = {name for name in cli.COMMANDS if "--json" in CliRunner().invoke(cli.main, [name, "--help"]).output}
+    assert told | {"gpus", "error"} == set(PRINTED)
+    done = CliRunner().invoke(cli.main, ["schema", "plan"])
+    assert json.loads(done.stdout) == json.loads((SCHEMAS / "plan.json").read_text("utf-8"))
+    unknown = CliRunner().invoke(cli.main, ["schema", "plans"])
+    assert (unknown.exit_code, unknown.stderr.count("\n")) == (2, 1)
 
 
 def test_notebooks_show_a_plan_as_html() -> None:

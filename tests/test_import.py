@@ -14,7 +14,7 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
+    *("errors", "plain", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
     *("calibration", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "packed", "ghost", "strides", "metas", "signature"),
     *("streamable", "groupable"),
@@ -41,6 +41,8 @@ ROOMS = (
         "verify",
         "explain",
         "tables",
+        "schema",
+        "printed",
         "drawing",
         "pictures",
         "report",

@@ -18,7 +18,7 @@ from planner.plan import Infeasible
 
 COMMANDS = (
     *("plan", "run", "max", "compare", "frontier", "explain"),
-    *("app", "profiles", "probe", "calibrate", "verify", "completion"),
+    *("app", "profiles", "probe", "calibrate", "verify", "schema", "completion"),
 )
 """In the order in which help lists them; only the one that is called is imported."""
 INFEASIBLE, REFUSED, INTERRUPTED = 3, 2, 130

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from planner.cli import output
@@ -21,6 +19,7 @@ def command(*, place: int, as_json: bool) -> None:
     """
     from planner import calibration
     from planner.calibrate import Bench, calibrate
+    from planner.printed import Calibrated
     from planner.probe import probe_one
 
     device = probe_one(place)
@@ -28,7 +27,7 @@ def command(*, place: int, as_json: bool) -> None:
         made = calibrate(device, Bench(place=f"cuda:{place}"), free=device.free)
     file = calibration.write(made)
     if as_json:
-        output.show_json({**asdict(made), "file": str(file)})
+        output.show_json(Calibrated(calibration=made, file=file))
         return
     from planner import tables
 

@@ -43,7 +43,7 @@ def command(
             request=asked.request, components=asked.components, tell=tell,
         )  # fmt: skip
     if as_json:
-        output.show_json([row.to_json() for row in rows])
+        output.show_json(rows)
         return
     from planner import tables
 

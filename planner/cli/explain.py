@@ -29,7 +29,7 @@ def command(*, asked: Asked, phase: str | None, plot: Path | None, as_json: bool
 
     output.write(plot, lambda: pictures.techniques(found))
     if as_json:
-        output.show_json(found.to_json())
+        output.show_json(found)
         return
     from planner import tables
 

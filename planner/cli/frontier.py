@@ -28,7 +28,7 @@ def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
 
     output.write(plot, lambda: pictures.frontier(found))
     if as_json:
-        output.show_json(found.to_json())
+        output.show_json(found)
         return
     from planner import tables
 

@@ -26,7 +26,7 @@ def command(*, asked: Asked, kind: Kind, as_json: bool) -> None:
     with output.working(f"Looking for the largest {kind} of {asked.model} …") as tell:
         found = auto.largest(asked.model, of=kind, **asked.how, tell=tell)
     if as_json:
-        output.show_json(found.to_json())
+        output.show_json(found)
         return
     from planner import tables
 

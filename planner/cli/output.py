@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.errors import BadRequest, PlannerError
+from planner.plain import plain
 from planner.plan import Infeasible
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def show(parts: Iterable[RenderableType]) -> None:
 
 
 def show_json(value: object) -> None:
-    """Print for programs."""
-    click.echo(json.dumps(value, indent=2))
+    """Print for programs: plain values, or such as `planner.plain` knows."""
+    click.echo(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def check_picture(file: Path | None) -> None:
@@ -98,17 +99,12 @@ def refuse(error: PlannerError | click.UsageError, *, as_json: bool) -> None:
     """Say what went wrong: a sentence on stderr, or a JSON object on stdout."""
     sentence = error.format_message() if isinstance(error, click.UsageError) else " ".join(str(error).split())
     if as_json:
-        show_json({"error": sentence, "kind": type(error).__name__, **_evidence(error)})
+        from planner import printed
+
+        show_json(printed.refusal(error, sentence))
         return
     complain(sentence)
     if isinstance(error, Infeasible):
         from planner import explain
 
         show(explain.refusal(error))
-
-
-def _evidence(error: Exception) -> dict[str, Any]:
-    if not isinstance(error, Infeasible):
-        return {}
-    plain = {name: getattr(error, name) for name in ("phase", "over", "smallest_budget", "largest_size")}
-    return plain | {"leanest": error.leanest.to_json()}

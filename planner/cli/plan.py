@@ -36,7 +36,7 @@ def command(*, asked: Asked, plot: Path | None, report: Path | None, as_json: bo
         else:
             plan = auto.plan(asked.model, **asked.how, tell=tell)
     if as_json:
-        output.show_json(plan.to_json())
+        output.show_json(plan)
         return
     from planner import explain
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from planner.cli import output
@@ -18,7 +16,7 @@ def command(*, as_json: bool) -> None:
 
     devices = probe()
     if as_json:
-        output.show_json([asdict(device) for device in devices])
+        output.show_json(devices)
         return
     from planner import tables
 

@@ -13,9 +13,9 @@ from planner.cli.options import as_json
 @as_json("the list")
 def command(*, gpus: bool, as_json: bool) -> None:
     """List the pipelines, or the cards, that can be planned by name."""
-    from planner import tables
+    from planner import printed, tables
 
     if as_json:
-        output.show_json(tables.cards_json() if gpus else tables.pipelines_json())
+        output.show_json(printed.cards() if gpus else printed.pipelines())
     else:
         output.show([tables.cards_table() if gpus else tables.pipelines_table(output.console().width)])

@@ -33,6 +33,7 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
     """
     from planner import auto, explain
     from planner.cli.loading import loaded
+    from planner.printed import Ran
 
     if not file.absolute().parent.is_dir():
         raise BadRequest(f"--output {file} lies in no folder that exists; make {file.parent} first.")
@@ -48,7 +49,7 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
         made, seen = _measured(lambda: pipe(**_words(pipe, plan.request, prompt, seed)))
     files = _written(made, file)
     if as_json:
-        output.show_json({"plan": plan.to_json(), **seen, "files": [str(each) for each in files]})
+        output.show_json(Ran(plan=plan, **seen, files=tuple(files)))
         return
     from planner import tables
 

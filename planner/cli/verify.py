@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from planner.cli import output
@@ -25,6 +23,7 @@ def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
     from planner import auto
     from planner.arguments import call_arguments
     from planner.cli.loading import loaded
+    from planner.printed import Verified
     from planner.program import Variant
 
     with output.working(f"Planning {asked.model} …"):
@@ -38,6 +37,6 @@ def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
                 pipe(**words)
             verdict = plan.verify(lambda: pipe(**words), pipe)
     if as_json:
-        output.show_json({"held": verdict.held, "rows": [asdict(row) for row in verdict.rows()]})
+        output.show_json(Verified(held=verdict.held, rows=tuple(verdict.rows())))
         return
     output.show([str(verdict), "Within its budget." if verdict.held else "Over its budget."])

@@ -16,10 +16,13 @@ class Option:
     """One setting of one technique.  Technique, component and value identify it; `value` survives JSON."""
 
     technique: str
+    """Its name."""
     value: str | int = ""
+    """The setting: a name, or a number such as a tile's edge in pixels; empty where there is only one."""
     component: str = ""
     """The component it concerns, where a technique chooses for each component by itself."""
     fidelity: Fidelity = Fidelity.EXACT
+    """How far it changes the result."""
     neutral: bool = False
     """What happens when nothing is chosen; it counts as no change."""
     lean: bool = False
