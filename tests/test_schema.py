@@ -122,7 +122,8 @@ def test_one_name_for_two_classes_is_refused() -> None:
 def numbers(name: str, found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for kind, record in found.items():
         for field, described in record["properties"].items():
-            if {"integer", "number"} & set(json.dumps(described).split('"')):
+            kinds = json.dumps([described.get(key) for key in ("type", "anyOf", "prefixItems")])
+            if {"integer", "number"} & set(kinds.split('"')):
                 yield f"{name}: {kind}.{field}", f"{field} {described.get('description', '')}"
 
 
