@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from planner import store
 from planner.profiles import PipelineProfile, content_key
 from planner.program import Program, Variant
+from planner.quiet import quiet
 from planner.request import Request
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
@@ -83,8 +84,9 @@ class Workshop:
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
-        self._tracer = self._tracer or self._made()
-        return self._tracer.trace(request, variant)
+        with quiet(loading=True):
+            self._tracer = self._tracer or self._made()
+            return self._tracer.trace(request, variant)
 
     def _made(self) -> Tracer:
         from planner.settings import Settings

@@ -14,7 +14,7 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "plain", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
+    *("errors", "plain", "quiet", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
     *("calibration", "cards", "probe"),
     *("program", "store", "standin", "blueprint", "packed", "ghost", "strides", "metas", "signature"),
     *("streamable", "groupable"),

@@ -25,7 +25,7 @@ def command(*, host: str, port: int | None, browser: bool) -> None:
     from planner.web.desk import Desk
     from planner.web.form import Form
 
-    with output.quiet():
+    with output.silence():
         served = page.serve(Desk(), Form(), host=host, port=port, browser=browser)
         click.echo(f"The planner is at {served.local_url}; Ctrl-C ends it.")
         served.block_thread()

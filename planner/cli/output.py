@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,10 @@ import click
 from planner.errors import BadRequest, PlannerError
 from planner.plain import plain
 from planner.plan import Infeasible
+from planner.quiet import TALKERS, quiet
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-LIBRARIES = ("diffusers", "transformers")
 
 
 @contextmanager
@@ -30,7 +27,7 @@ def working(words: str) -> Iterator[Callable[[str], None]]:
 
     What libraries say meanwhile about the ghosts they work on stays off the terminal, unless it was asked for.
     """
-    with quiet():
+    with silence():
         if not sys.stderr.isatty():
             yield lambda _: None
             return
@@ -39,15 +36,12 @@ def working(words: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without warnings and log lines of the libraries underneath."""
-    for library in LIBRARIES:
+def silence() -> Iterator[None]:
+    """Quiet in this process, which is ours, also while libraries are loaded."""
+    for library in TALKERS:
         os.environ.setdefault(f"{library.upper()}_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("xformers").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
+    with quiet():
         yield
 
 

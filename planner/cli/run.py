@@ -45,7 +45,7 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
         pipe = loaded(asked.model, plan.dtype)
         plan.apply(pipe)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc=plan.model)
-    with output.quiet():
+    with output.silence():
         made, seen = _measured(lambda: pipe(**_words(pipe, plan.request, prompt, seed)))
     files = _written(made, file)
     if as_json:
