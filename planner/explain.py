@@ -13,8 +13,9 @@ from rich.text import Text
 from planner import snippet
 from planner.device import BARE_CONTEXTS, Device, published_context
 from planner.plan import Infeasible, Plan, Promise
+from planner.prose import Prose
 from planner.request import PICTURES, Fidelity, Request
-from planner.units import format_bytes, format_seconds
+from planner.units import format_bytes, format_flops, format_seconds
 
 WIDTH = 80
 
@@ -31,7 +32,7 @@ def as_text(plan: Plan) -> str:
 def renderables(plan: Plan) -> tuple[RenderableType, ...]:
     """The whole explanation, part by part, for rich."""
     return (
-        Text(verdict(plan), style="bold"),
+        Prose(verdict(plan), style="bold"),
         Text(),
         *_lines((switched_on(plan), _baseline(plan))),
         *_heading("To do the same by hand"),
@@ -52,7 +53,7 @@ def sources(plan: Plan) -> tuple[str, ...]:
 def refusal(error: Infeasible) -> tuple[RenderableType, ...]:
     """What the leanest combination would need, for rich; the error's own sentence says the rest."""
     plan = error.leanest
-    lead = Text(f"The leanest combination.  {switched_on(plan)}", style="bold")
+    lead = Prose(f"The leanest combination.  {switched_on(plan)}", style="bold")
     return (lead, *memory(plan), Text(), *_lines([_budget(plan)]))
 
 
@@ -96,7 +97,7 @@ def device(card: Device) -> str:
     free = f", {format_bytes(card.free)} of it free" if card.free < card.total else ""
     figures = [f"{format_bytes(card.total)}{free}"]
     figures += [f"compute capability {major}.{minor}"] if major else []
-    figures += [f"{rate(card.bandwidth)} memory", f"{card.half_rate / 1e12:.3g} TFLOP/s in half precision"]
+    figures += [f"{rate(card.bandwidth)} memory", f"{format_flops(card.half_rate)} in half precision"]
     return f"Device: {card.name} with {', '.join(figures)}; figures: {card.source or 'as given'}."
 
 
@@ -187,8 +188,8 @@ def _heading(title: str) -> tuple[Text, Text]:
     return Text(), Text(title, style="bold underline")
 
 
-def _lines(sentences: Iterable[str]) -> Iterator[Text]:
-    return (Text(sentence, overflow="fold") for sentence in sentences)
+def _lines(sentences: Iterable[str]) -> Iterator[Prose]:
+    return map(Prose, sentences)
 
 
 def _bullets(title: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
@@ -196,5 +197,5 @@ def _bullets(title: str, sentences: Iterable[str]) -> Iterator[RenderableType]:
         if not place:
             yield from _heading(title)
         hanging = Table.grid(padding=(0, 1))
-        hanging.add_row("-", Text(sentence, overflow="fold"))
+        hanging.add_row("-", Prose(sentence))
         yield Padding(hanging, (0, 0, 0, 0))

@@ -24,8 +24,8 @@ def quiet(*, loading: bool = False) -> Iterator[None]:
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        for library in TALKERS if loading else ():
-            importlib.import_module(f"{library}.utils.logging").get_verbosity()
+        if loading:
+            _load()
         loggers = [logging.getLogger(name) for name in LOGGERS]
         levels = [logger.level for logger in loggers]
         for logger, level in zip(loggers, levels, strict=True):
@@ -35,3 +35,14 @@ def quiet(*, loading: bool = False) -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _load() -> None:
+    """Load the libraries that talk, in silence; their loggers have levels of their own only afterwards."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        for library in TALKERS:
+            importlib.import_module(f"{library}.utils.logging").get_verbosity()
+    finally:
+        logging.disable(before)

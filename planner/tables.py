@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -19,12 +20,15 @@ from planner.explain import rate
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
+from planner.prose import Prose
 from planner.surveys import Anatomy, Frontier, Largest, Row
-from planner.units import format_bytes, format_seconds
+from planner.techniques.base import Option
+from planner.units import format_bytes, format_flops, format_seconds
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 HOLDERS = 14
-"""Holders shown one by one; the rest are added up."""
+LEAST = 0.005
+"""Holders shown one by one, and the share of the peak each has at least; the rest are added up."""
 WIDE, NARROW = 100, 80
 """Columns from which a hub id needs no second line, and below which sizes and dtypes are left out."""
 
@@ -64,23 +68,26 @@ def cards_table() -> Table:
     table = _table(("--gpu", ""), ("memory", "r"), ("capability", "r"), ("bandwidth", "r"), ("half precision", "r"))
     for known in catalogue():
         device = known.device
-        half = f"{device.half_rate / 1e12:.3g} TFLOP/s"
+        half = format_flops(device.half_rate)
         table.add_row(known.slug, format_bytes(device.total), _capability(device), rate(device.bandwidth), half)
     return table
 
 
-def pipelines_table(width: int) -> Table:
-    """The shipped pipelines by family, on a terminal of `width` columns."""
-    figures = (("size", ""), ("dtype", "")) if width >= NARROW else ()
-    table = _table(("name", ""), *figures, ("weights", "r"), ("hub id", ""), fold="hub id")
-    for family, members in groupby(by_family(), key=lambda profile: profile.family):
-        table.add_section()
-        table.add_row(Text(family, style="bold"))
+def pipelines(width: int) -> Iterator[RenderableType]:
+    """The shipped pipelines by family, on a terminal of `width` columns; a hub id has its own line where need be."""
+    found = by_family()
+    name, size = max(len(profile.name) for profile in found), max(len(_size(profile)) for profile in found)
+    figures = f"{{:<{size}}}  {{:<5}}  " if width >= NARROW else ""
+    line = f"{{:<{name}}}  {figures}{{:>8}}{'  {}' if width >= WIDE else ''}"
+    heads = (*(("size", "dtype") if figures else ()), "weights", "hub id")
+    yield Text(line.format("name", *heads), style="bold")
+    for family, members in groupby(found, key=lambda profile: profile.family):
+        yield Text(family, style="bold")
         for profile in members:
-            hub_id = profile.hub_id if width >= WIDE else profile.hub_id.replace("/", "/\n")
             shown = (_size(profile), SHORT[profile.dtype]) if figures else ()
-            table.add_row(profile.name, *shown, format_bytes(weights(profile)), Text(hub_id))
-    return table
+            yield Text(line.format(profile.name, *shown, format_bytes(weights(profile)), profile.hub_id))
+            if width < WIDE:
+                yield Text(f"  {profile.hub_id}", style="dim", overflow="fold")
 
 
 def by_family() -> list[PipelineProfile]:
@@ -113,33 +120,54 @@ def _table(*columns: tuple[str, str], fold: str = "") -> Table:
 
 
 def comparison(rows: Sequence[Row], width: int) -> Iterator[RenderableType]:
-    """Cards against what fits on them."""
+    """Cards against what fits on them; on narrow terminals the combinations are numbered and named below."""
     if not rows:
         return
+    if subject := next((f"{row.plan.model} {explain.size(row.plan.request)}" for row in rows if row.plan), ""):
+        yield Prose(f"{subject.strip()}, card by card.", style="bold")
+        yield Text()
     priced = any(row.price is not None for row in rows)
     columns = [("card", ""), ("budget", "r"), ("needs", "r"), ("time", "r"), *([("each", "r")] if priced else [])]
-    table = _table(*columns, ("with", ""), fold="with")
+    table, numbers = _table(*columns, ("with", ""), fold="with"), dict[str, int]()
+    names = _distinct([row.device for row in rows])
     for row in rows:
-        name = row.device.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
-        lead = (name if width >= WIDE else short(name, 22), format_bytes(row.budget))
-        table.add_row(*lead, *_outcome(row, priced), style="" if row.plan else "dim")
-    subject = next((f"{row.plan.model} {explain.size(row.plan.request)}" for row in rows if row.plan), "")
-    if subject:
-        yield Text(f"{subject.strip()}, card by card.", style="bold")
-        yield Text()
+        words = _changes(row.plan.options) if row.plan else ""
+        number = str(numbers.setdefault(words, len(numbers) + 1)) if words else ""
+        name = names[row.device] if width >= WIDE else short(names[row.device], 27)
+        outcome = _outcome(row, words if width >= WIDE else number, priced)
+        table.add_row(name, format_bytes(row.budget), *outcome, style="" if row.plan else "dim")
     yield table
+    if width < WIDE and numbers:
+        yield Text()
+        legend = _table(("", "r"), ("", ""), fold="")
+        legend.show_header = False
+        for words, place in numbers.items():
+            legend.add_row(str(place), Prose(words))
+        yield legend
 
 
-def _outcome(row: Row, priced: bool) -> Iterator[RenderableType]:
-    price = [f"{row.price:.3g}" if row.price is not None else ""] if priced else []
+def _changes(options: Sequence[Option]) -> str:
+    """What is switched on, in words."""
+    return ", ".join(snippet.spoken(option) for option in options if not option.neutral) or "nothing switched on"
+
+
+def _distinct(devices: Sequence[Device]) -> dict[Device, str]:
+    """Names as people say them, with the memory where two cards of one name have not as much."""
+    plain = {device: device.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for device in devices}
+    count = Counter(plain.values())
+    return {
+        device: f"{name}, {format_bytes(device.total)}" if count[name] > 1 else name for device, name in plain.items()
+    }
+
+
+def _outcome(row: Row, words: str, priced: bool) -> Iterator[RenderableType]:
+    price: list[RenderableType] = [f"{row.price:#.3g}" if row.price is not None else ""] if priced else []
     if row.plan:
-        words = ", ".join(snippet.spoken(option) for option in row.plan.options if not option.neutral)
-        yield from (format_bytes(row.plan.promise.needed), format_seconds(row.plan.promise.seconds), *price)
-        yield Text(words or "nothing")
+        yield from (format_bytes(row.plan.promise.needed), format_seconds(row.plan.promise.seconds), *price, words)
     elif row.shortage:
         missing = row.shortage
-        yield from (format_bytes(missing.smallest_budget), "–", *price)
-        yield Text(f"does not fit: {format_bytes(missing.over)} over in {missing.phase}")
+        over = f"{format_bytes(missing.over)} over in {missing.phase}"
+        yield from (format_bytes(missing.smallest_budget), "–", *price, Prose(over))
 
 
 def short(name: str, most: int) -> str:
@@ -149,19 +177,18 @@ def short(name: str, most: int) -> str:
 
 def frontier(found: Frontier, width: int) -> Iterator[RenderableType]:
     """Budgets against time, with a bar for the time."""
-    yield Text(f"{found.model} {explain.size(found.request)} at the speed of {found.device.name}.", style="bold")
+    yield Prose(f"{found.model} {explain.size(found.request)} at the speed of {found.device.name}.", style="bold")
     yield Text()
     table = _table(("budget", "r"), ("time", "r"), ("", ""), ("with", ""), fold="with")
     slowest = max(point.seconds for point in found.points) if found.points else 1
     for point in found.points:
-        words = ", ".join(snippet.spoken(option) for option in point.options if not option.neutral)
         bar = "█" * max(round(point.seconds / slowest * (20 if width >= WIDE else 10)), 1)
         fits = point.budget <= found.device.total
         row = (format_bytes(point.budget), format_seconds(point.seconds), Text(bar, style="cyan"))
-        table.add_row(*row, Text(words or "nothing"), style="" if fits else "dim")
+        table.add_row(*row, Prose(_changes(point.options)), style="" if fits else "dim")
     yield table
     yield Text()
-    yield Text(
+    yield Prose(
         f"With nothing switched on: {format_bytes(found.bare.budget)}, {format_seconds(found.bare.seconds)}.  The card "
         f"has {format_bytes(found.device.total)}."
     )
@@ -172,15 +199,15 @@ def largest(found: Largest) -> Iterator[RenderableType]:
     plan = found.plan
     what = {"size": "image", "batch": "batch", "frames": "video"}[found.kind]
     lead = f"The largest {what} of {plan.model} within {format_bytes(plan.budget)} on {plan.device.name} is"
-    yield Text(f"{lead} {explain.size(plan.request).removeprefix('at ')}.", style="bold")
+    yield Prose(f"{lead} {explain.size(plan.request).removeprefix('at ')}.", style="bold")
     if found.next and found.shortage:
         beyond = explain.size(found.next).removeprefix("at ")
         missing = found.shortage
-        yield Text(f"{beyond} would be {format_bytes(missing.over)} over in {missing.phase}.")
+        yield Prose(f"{beyond} would be {format_bytes(missing.over)} over in {missing.phase}.")
     else:
         yield Text("The search ended there; no limit was met.")
     yield Text()
-    yield Text(explain.switched_on(plan))
+    yield Prose(explain.switched_on(plan))
     yield from explain.memory(plan)
 
 
@@ -188,7 +215,7 @@ def anatomy(found: Anatomy, phase: str | None, width: int) -> Iterator[Renderabl
     """Who holds the memory at the peak of a phase, the largest first."""
     count = found.count(phase)
     plan = found.plan
-    yield Text(
+    yield Prose(
         f"{plan.model} {explain.size(plan.request)} as planned on {plan.device.name}: {format_bytes(count.peak)} "
         f"at the peak of {count.phase}, while {count.at or 'the pipeline'} runs.",
         style="bold",
@@ -197,20 +224,25 @@ def anatomy(found: Anatomy, phase: str | None, width: int) -> Iterator[Renderabl
     yield from _sums_by_kind(count, width)
     yield Text()
     table = _table(("bytes", "r"), ("share", "r"), ("what", ""), ("where", ""), ("made by", ""), fold="where")
-    shown = count.holdings[:HOLDERS]
+    shown = [holding for holding in count.holdings[:HOLDERS] if holding.bytes >= count.peak * LEAST]
     for holding in shown:
-        number = f" ×{holding.tensors}" if holding.tensors > 1 else ""
+        made = f"{holding.op} ×{holding.tensors}" if holding.tensors > 1 else holding.op
         where = ".".join(filter(None, (holding.component, holding.block)))
-        share = f"{holding.bytes / count.peak:.0%}"
-        table.add_row(format_bytes(holding.bytes), share, holding.kind, Text(where), Text(f"{holding.op}{number}"))
-    rest = count.holdings[HOLDERS:]
+        size = format_bytes(holding.bytes)
+        table.add_row(size, _share(holding.bytes, count), holding.kind, Text(where), Text(made))
+    rest = count.holdings[len(shown) :]
     if rest:
-        size = sum(holding.bytes for holding in rest)
-        table.add_row(format_bytes(size), f"{size / count.peak:.0%}", f"{len(rest)} more", style="dim")
+        others = sum(holding.bytes for holding in rest)
+        table.add_row(format_bytes(others), _share(others, count), f"{len(rest)} more", style="dim")
     yield table
     yield Text()
-    others = ", ".join(f"{c.phase} {format_bytes(c.peak)}" for c in found.counts if c is not count)
-    yield Text(f"Other phases: {others}.")
+    if phases := ", ".join(f"{c.phase} {format_bytes(c.peak)}" for c in found.counts if c is not count):
+        yield Prose(f"Other phases: {phases}.")
+
+
+def _share(size: int, count: Count) -> str:
+    share = size / count.peak
+    return f"{share:.0%}" if share >= LEAST else "<1%"
 
 
 def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
@@ -220,7 +252,7 @@ def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
     table = _table(("", ""), ("bytes", "r"), ("share", "r"), ("", ""))
     for kind, size in sorted(sums.items(), key=lambda pair: -pair[1]):
         bar = "█" * round(size / count.peak * (40 if width >= WIDE else 24))
-        table.add_row(kind, format_bytes(size), f"{size / count.peak:.0%}", Text(bar or "▏", style="cyan"))
+        table.add_row(kind, format_bytes(size), _share(size, count), Text(bar or "▏", style="cyan"))
     yield table
 
 

@@ -39,6 +39,12 @@ def format_bytes(n: int) -> str:
     return f"{n} B"
 
 
+def format_flops(rate: float) -> str:
+    """`40.6 TFLOP/s`, `2.25 PFLOP/s`."""
+    name, size = ("PFLOP/s", 1e15) if float(f"{rate:.2e}") >= 1e15 else ("TFLOP/s", 1e12)
+    return f"{_three_digits(float(f'{rate:.2e}') / size)} {name}"
+
+
 def spell_bytes(n: int) -> str:
     """The shortest text that `parse_bytes` reads back as exactly `n`: `8GB`, `8GiB`, `7500MB`, `8000000001`."""
     exact = (f"{n // size}{name}" for name, size in {**_DECIMAL, **_BINARY}.items() if n and n % size == 0)

@@ -222,6 +222,13 @@ def test_a_pipeline_that_refuses_exits_2(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.stderr == "Error: `height` and `width` have to be divisible by 8 but are 513 and 512.\n"
 
 
+def test_a_fault_of_ours_exits_1_and_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, ZeroDivisionError("division by zero"))
+    result = run("plan", "sd15", *ON_CARD)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
 def test_interruption_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, KeyboardInterrupt())
     result = run("plan", "sd15", *ON_CARD)
@@ -261,12 +268,14 @@ def test_weights_are_those_of_the_loaded_components() -> None:
     assert sd15["optional"] == ["safety_checker", "feature_extractor"]
 
 
-@pytest.mark.parametrize("words", [("--help",), ("plan", "--help"), ("probe", "--help"), ("profiles", "--help")])
-def test_help_tells_the_exit_codes(words: tuple[str, ...]) -> None:
-    result = run(*words)
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_tells_the_exit_codes_in_80_columns(command: str) -> None:
+    result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert widest(result.output) <= 80
-    assert "no combination of techniques fits" in result.output
+    codes = {int(line.split()[0]) for line in result.output.partition("Exit codes:")[2].splitlines() if line.strip()}
+    assert codes == {0, 1, cli.REFUSED, cli.INFEASIBLE, cli.OVER, cli.INTERRUPTED}
+    assert "..." not in result.output.replace("[ARGS]...", "").replace("COMMAND", ""), "a help text is cut"
 
 
 def test_version() -> None:

@@ -39,6 +39,7 @@ ROOMS = (
         "folding",
         "snippet",
         "verify",
+        "prose",
         "explain",
         "tables",
         "schema",

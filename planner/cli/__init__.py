@@ -21,13 +21,15 @@ COMMANDS = (
     *("app", "profiles", "probe", "calibrate", "verify", "schema", "completion"),
 )
 """In the order in which help lists them; only the one that is called is imported."""
-INFEASIBLE, REFUSED, INTERRUPTED = 3, 2, 130
+REFUSED, INFEASIBLE, OVER, INTERRUPTED = 2, 3, 4, 130
 """Exit codes; the last as shells report a process that Ctrl-C ended."""
 CODES = """\b
 Exit codes:
-  0    a plan was found
+  0    done; where something was to be planned, it fits
+  1    a fault of the planner itself, with a traceback
   2    the request, model, card or pipeline folder cannot be used
   3    no combination of techniques fits; what would fit is said
+  4    verify: the run went over its budget
   130  interrupted"""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 

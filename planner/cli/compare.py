@@ -30,9 +30,10 @@ USUAL = (
 def command(
     *, asked: Asked, gpus: tuple[str, ...], budgets: tuple[str, ...], prices: tuple[str, ...], as_json: bool
 ) -> None:
-    """Compare one model over cards and budgets: what fits, how fast, at what price.
+    """Compare one model over cards and budgets.
 
-    Without --gpu the usual cards are compared.
+    It shows what fits, how fast, and at what price.  Without --gpu the usual
+    cards are compared.
     """
     from planner import auto
 

@@ -21,7 +21,7 @@ Command = Callable[..., None]
 
 def _picture(field: str) -> Callable[[Command], Command]:
     """The option for a picture the call is handed; without a size, one as large as the result."""
-    words = f"Hand over {PICTURES[field]} of this SIZE, such as 1024x768; without it, of the result's."
+    words = f"{PICTURES[field].capitalize()}: 1024x768, or of the result's size."
     option = f"--{field.replace('_', '-')}"
     return click.option(option, field, is_flag=False, flag_value="auto", metavar="[SIZE]", help=words)
 
@@ -52,20 +52,20 @@ BUDGET = click.option(
     "--budget", metavar="SIZE", default="auto", help="8GB, 8GiB, 80%, auto-1GB or auto: all that is free."
 )
 CALL: tuple[Callable[[Command], Command], ...] = (
-    click.option("--height", type=int, help="Pixels."),
-    click.option("--width", type=int, help="Pixels."),
+    click.option("--height", type=int, metavar="N", help="Pixels."),
+    click.option("--width", type=int, metavar="N", help="Pixels."),
     click.option("--batch", "images", type=int, default=1, metavar="N", help="Images or videos for each prompt."),
     click.option("--prompts", type=int, default=1, metavar="N", help="Prompts in one call."),
-    click.option("--frames", type=int, help="Frames of a video."),
-    click.option("--steps", type=int, help="Denoising steps."),
-    click.option("--guidance", type=float, help="Guidance scale."),
+    click.option("--frames", type=int, metavar="N", help="Frames of a video."),
+    click.option("--steps", type=int, metavar="N", help="Denoising steps."),
+    click.option("--guidance", type=float, metavar="X", help="Guidance scale."),
     click.option("--prompt-tokens", type=int, metavar="N", help="Length of a prompt where it is not padded."),
     *map(_picture, PICTURES),
-    click.option("--strength", type=float, help="Share of the steps that a start image goes through."),
+    click.option("--strength", type=float, metavar="X", help="Share of the steps a start image goes through, 0 to 1."),
     click.option(
         "--calls", type=int, default=1, metavar="N", help="Calls of this shape to come; compiling needs several."
     ),
-    click.option("--dtype", metavar="NAME", help="fp16, bf16 or fp32: load the weights so."),
+    click.option("--dtype", metavar="NAME", help="Load the weights as fp16, bf16 or fp32."),
     click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy."),
     click.option("--use", multiple=True, metavar="TECH[=VALUE]", help="A technique the plan must have; repeatable."),
     click.option("--without", multiple=True, metavar="TECH", help="A technique it must not have; repeatable."),

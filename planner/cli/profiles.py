@@ -18,4 +18,4 @@ def command(*, gpus: bool, as_json: bool) -> None:
     if as_json:
         output.show_json(printed.cards() if gpus else printed.pipelines())
     else:
-        output.show([tables.cards_table() if gpus else tables.pipelines_table(output.console().width)])
+        output.show([tables.cards_table()] if gpus else tables.pipelines(output.console().width))

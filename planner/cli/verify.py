@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from planner.cli import output
+from planner.cli import OVER, output
 from planner.cli.options import Asked, as_json, asks
 
 
@@ -13,10 +13,10 @@ from planner.cli.options import Asked, as_json, asks
 @click.option("--twice/--once", default=True, help="Run once before measuring, so that nothing is made anew in it.")
 @as_json("what was promised and measured")
 def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
-    """Plan a call, run it on this machine's card, and hold it against its promise.
+    """Run a planned call and hold it against its promise.
 
-    MODEL is a folder in hub layout with its weights, or a hub id whose files are here already.
-    What is learned makes later plans for this card better.
+    MODEL is a folder in hub layout with its weights, or a hub id whose files
+    are here already.  What is learned makes later plans for this card better.
     """
     import torch
 
@@ -38,5 +38,7 @@ def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
             verdict = plan.verify(lambda: pipe(**words), pipe)
     if as_json:
         output.show_json(Verified(held=verdict.held, rows=tuple(verdict.rows())))
-        return
-    output.show([str(verdict), "Within its budget." if verdict.held else "Over its budget."])
+    else:
+        output.show([str(verdict), "Within its budget." if verdict.held else "Over its budget."])
+    if not verdict.held:
+        click.get_current_context().exit(OVER)
