@@ -45,6 +45,7 @@ ROOMS = (
         "schema",
         "printed",
         "drawing",
+        "raster",
         "pictures",
         "report",
         "auto",

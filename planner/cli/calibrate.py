@@ -23,7 +23,7 @@ def command(*, place: int, as_json: bool) -> None:
     from planner.probe import probe_one
 
     device = probe_one(place)
-    with output.working(f"Measuring {device.name} …"):
+    with output.working(f"Measuring {device.name} …", hidden=as_json):
         made = calibrate(device, Bench(place=f"cuda:{place}"), free=device.free)
     file = calibration.write(made)
     if as_json:

@@ -38,7 +38,7 @@ def command(
     from planner import auto
 
     cards = _named(gpus)
-    with output.working(f"Comparing {asked.model} …") as tell:
+    with output.working(f"Comparing {asked.model} …", hidden=as_json) as tell:
         rows = auto.compare(
             asked.model, list(cards.values()), budgets=budgets or ("auto",), prices=_prices(prices, cards),
             request=asked.request, components=asked.components, tell=tell,

@@ -12,7 +12,7 @@ from planner.cli.options import CARD, Asked, as_json, asking
 
 @click.command("frontier")
 @asking(*CARD)
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the frontier into this .svg.")
+@click.option("--plot", type=output.FILE, help="Draw the frontier, as .svg or .png.")
 @as_json("the points")
 def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
     """Show what each budget buys: time against memory.
@@ -22,11 +22,11 @@ def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
     from planner import auto
 
     output.check_picture(plot)
-    with output.working(f"Following the frontier of {asked.model} …") as tell:
+    with output.working(f"Following the frontier of {asked.model} …", hidden=as_json) as tell:
         found = auto.frontier(asked.model, **asked.how, tell=tell)
     from planner import pictures
 
-    output.write(plot, lambda: pictures.frontier(found))
+    output.draw(plot, lambda: pictures.frontier(found))
     if as_json:
         output.show_json(found)
         return

@@ -9,11 +9,18 @@ from planner.errors import BadRequest
 
 
 def loaded(model: str, dtype: str) -> Any:
-    """The pipeline with its weights, from a folder or from hub files that are on this machine.  Raises BadRequest."""
+    """The pipeline with its weights, from a folder or from hub files that are on this machine.  Raises BadRequest.
+
+    The bars of the libraries stay away: what is being done is said already.
+    """
     import torch
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
 
     profile = profiles.resolve(model)
+    for library in (diffusers, transformers):
+        library.disable_progress_bar()
     try:
         return DiffusionPipeline.from_pretrained(
             profile.hub_id or model, torch_dtype=getattr(torch, dtype), local_files_only=True

@@ -23,7 +23,7 @@ def command(*, asked: Asked, kind: Kind, as_json: bool) -> None:
     """
     from planner import auto
 
-    with output.working(f"Looking for the largest {kind} of {asked.model} …") as tell:
+    with output.working(f"Looking for the largest {kind} of {asked.model} …", hidden=as_json) as tell:
         found = auto.largest(asked.model, of=kind, **asked.how, tell=tell)
     if as_json:
         output.show_json(found)

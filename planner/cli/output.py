@@ -20,15 +20,18 @@ from planner.quiet import TALKERS, quiet
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+"""A file to write."""
+
 
 @contextmanager
-def working(words: str) -> Iterator[Callable[[str], None]]:
+def working(words: str, *, hidden: bool = False) -> Iterator[Callable[[str], None]]:
     """A line that moves on stderr while something takes its time, and who can say what; nothing where nobody watches.
 
     What libraries say meanwhile about the ghosts they work on stays off the terminal, unless it was asked for.
     """
     with silence():
-        if not sys.stderr.isatty():
+        if hidden or not sys.stderr.isatty():
             yield lambda _: None
             return
         with console(stderr=True).status(words) as status:
@@ -68,16 +71,32 @@ def show_json(value: object) -> None:
 
 def check_picture(file: Path | None) -> None:
     """Refuse a picture's name before any work is done.  Raises BadRequest."""
-    if file is not None and file.suffix.lower() != ".svg":
-        raise BadRequest(f"--plot {file} is no .svg, the one form drawn here; browsers and editors turn it into PNG.")
+    if file is None or file.suffix.lower() == ".svg":
+        return
+    if file.suffix.lower() != ".png":
+        raise BadRequest(f"--plot {file} is neither .svg nor .png, the forms drawn here; name one of these.")
+    from planner import raster
+
+    raster.check()
 
 
-def write(file: Path | None, made: Callable[[], str]) -> None:
-    """Write a picture or a page, where one was asked for.  Raises BadRequest where that is impossible."""
+def draw(file: Path | None, made: Callable[[], str]) -> None:
+    """Write a picture, where one was asked for, in the form its name asks for.  Raises BadRequest."""
+    if file is not None and file.suffix.lower() == ".png":
+        from planner import raster
+
+        write(file, lambda: raster.png(made()))
+    else:
+        write(file, made)
+
+
+def write(file: Path | None, made: Callable[[], str | bytes]) -> None:
+    """Write a page or a picture, where one was asked for.  Raises BadRequest where that is impossible."""
     if file is None:
         return
+    content = made()
     try:
-        file.write_text(made(), "utf-8")
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise BadRequest(
             f"{file} cannot be written ({error.strerror}); name a file in a folder that exists."

@@ -12,8 +12,8 @@ from planner.cli.options import Asked, as_json, asks
 
 @click.command("plan")
 @asks
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw memory over time into this .svg.")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write all of it as one HTML page.")
+@click.option("--plot", type=output.FILE, help="Draw memory over time, as .svg or .png.")
+@click.option("--report", type=output.FILE, help="Write all of it as one HTML page.")
 @as_json("the plan, or the error,")
 def command(*, asked: Asked, plot: Path | None, report: Path | None, as_json: bool) -> None:
     """Find the best plan for one call of a pipeline.
@@ -24,14 +24,14 @@ def command(*, asked: Asked, plot: Path | None, report: Path | None, as_json: bo
     from planner import auto
 
     output.check_picture(plot)
-    with output.working(f"Planning {asked.model} …") as tell:
+    with output.working(f"Planning {asked.model} …", hidden=as_json) as tell:
         if plot or report:
             anatomy = auto.anatomy(asked.model, **asked.how, tell=tell)
             plan = anatomy.plan
             from planner import pictures
             from planner import report as pages
 
-            output.write(plot, lambda: pictures.memory(plan, anatomy))
+            output.draw(plot, lambda: pictures.memory(plan, anatomy))
             output.write(report, lambda: pages.page(anatomy))
         else:
             plan = auto.plan(asked.model, **asked.how, tell=tell)

@@ -14,7 +14,6 @@ from planner.cli import output
 from planner.cli.options import Asked, as_json, asks
 from planner.errors import BadRequest
 
-FILE = click.Path(dir_okay=False, path_type=Path)
 WRITTEN = "Image to write, numbered if there are several; a video becomes a .gif."
 
 
@@ -22,7 +21,7 @@ WRITTEN = "Image to write, numbered if there are several; a video becomes a .gif
 @asks
 @click.option("--prompt", default="a lighthouse at dawn", show_default=True, help="What to make.")
 @click.option("--seed", type=int, help="For the same result again.")
-@click.option("--output", "file", type=FILE, default=Path("output.png"), show_default=True, help=WRITTEN)
+@click.option("--output", "file", type=output.FILE, default=Path("output.png"), show_default=True, help=WRITTEN)
 @as_json("the plan and what the run showed")
 def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json: bool) -> None:
     """Plan a call, load the pipeline, apply the plan and generate.
@@ -37,14 +36,14 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
 
     if not file.absolute().parent.is_dir():
         raise BadRequest(f"--output {file} lies in no folder that exists; make {file.parent} first.")
-    with output.working(f"Planning {asked.model} …") as tell:
+    with output.working(f"Planning {asked.model} …", hidden=as_json) as tell:
         plan = auto.plan(asked.model, **asked.how, tell=tell)
     if not as_json:
         output.show([explain.verdict(plan), explain.switched_on(plan)])
-    with output.working(f"Loading {asked.model} …"):
+    with output.working(f"Loading {asked.model} …", hidden=as_json):
         pipe = loaded(asked.model, plan.dtype)
         plan.apply(pipe)
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), desc=plan.model)
+    pipe.set_progress_bar_config(disable=as_json or not sys.stderr.isatty(), desc=plan.model)
     with output.silence():
         made, seen = _measured(lambda: pipe(**_words(pipe, plan.request, prompt, seed)))
     files = _written(made, file)

@@ -26,11 +26,12 @@ def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
     from planner.printed import Verified
     from planner.program import Variant
 
-    with output.working(f"Planning {asked.model} …"):
+    with output.working(f"Planning {asked.model} …", hidden=as_json):
         plan = auto.plan(asked.model, device=asked.device, request=asked.request, components=asked.components)
-    with output.working(f"Running {asked.model} …"):
+    with output.working(f"Running {asked.model} …", hidden=as_json):
         pipe = loaded(asked.model, plan.dtype)
         plan.apply(pipe)
+        pipe.set_progress_bar_config(disable=True)
         words = call_arguments(pipe, plan.request, Variant())
         with torch.no_grad():
             if twice:
