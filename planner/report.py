@@ -71,16 +71,20 @@ def _sections(plan: Plan, anatomy: Anatomy) -> Iterator[str]:
     yield from reasons(plan)
 
 
-def verdict(plan: Plan) -> Iterator[str]:
-    """What was asked, the figures that matter most, and what is switched on."""
-    fits = plan.headroom >= 0
+def verdict(plan: Plan, over: int | None = None) -> Iterator[str]:
+    """What was asked, the figures that matter most, and what is switched on.
+
+    `over`: bytes missing, where fragments make them more than the promise says.
+    """
+    free = plan.headroom if over is None else -over
+    fits = free >= 0
     outcome = f"{'fits' if fits else 'does not fit'} in {format_bytes(plan.budget)}"
     subject = f"{plan.model} {explain.size(plan.request)}".strip()
     yield f'<h1>{escape(subject)} <span class="{"good" if fits else "bad"}">{outcome}</span></h1>'
     yield f'<p class="faint">on {escape(plan.device.name)}, {escape(plan.pipeline)}, {escape(plan.dtype)}</p>'
     figures = (
         ("needed", format_bytes(plan.promise.needed), f"of {format_bytes(plan.budget)}", ""),
-        ("stays free" if fits else "over", format_bytes(abs(plan.headroom)), "at the peak", "good" if fits else "bad"),
+        ("stays free" if fits else "over", format_bytes(abs(free)), "at the peak", "good" if fits else "bad"),
         ("time", format_seconds(plan.promise.seconds), "for the whole call", ""),
         (
             "with nothing on",

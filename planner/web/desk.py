@@ -31,6 +31,7 @@ class Desk:
         self._cache = cache
         self._lock = Lock()
         self._studies: OrderedDict[tuple[str, Request], Study] = OrderedDict()
+        self._frontiers: OrderedDict[Form, Frontier] = OrderedDict()
         self._tell: Tell = silent
 
     def plan(self, form: Form, tell: Tell = silent) -> Plan:
@@ -48,14 +49,22 @@ class Desk:
 
         Raises BadRequest or TraceFailed.
         """
+        if form in self._frontiers:
+            yield self._frontiers[form]
+            return
         with self._answering(form, tell) as study:
             found = frontiers_of(study, form.device)
+            frontier = next(found)
         while True:
-            with self._answering(form, tell):
-                frontier = next(found, None)
-            if frontier is None:
-                return
             yield frontier
+            with self._answering(form, tell):
+                further = next(found, None)
+            if further is None:
+                break
+            frontier = further
+        self._frontiers[form] = frontier
+        while len(self._frontiers) > OPEN:
+            self._frontiers.popitem(last=False)
 
     @contextmanager
     def _answering(self, form: Form, tell: Tell) -> Iterator[Study]:

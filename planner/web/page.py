@@ -24,7 +24,7 @@ STYLE = """
 .gradio-container :is(main, .column, .row, .tabs, .tabitem, .block), .main, .main > .wrap { min-width: 0 !important; }
 #form { flex: 0 0 320px; }
 @media (max-width: 800px) { #form { flex: 1 1 100%; } #form, #answer { width: 100%; } }
-#form input { text-overflow: ellipsis; padding-right: 28px; }
+#form .secondary-wrap input { text-overflow: ellipsis; padding-right: 28px; }
 .plan .refusal { border-left: 3px solid var(--bad); padding: 6px 0 6px 14px; margin: 12px 0; }
 """
 SHARED = """
@@ -40,9 +40,7 @@ share();
 """
 """Keeps the address in step with the answer, and that of the page around it on Spaces, which asks to be told."""
 TYPED = ("vram", "width", "height", "frames", "batch", "steps", "budget")
-"""Fields that count as changed when they are left, not with every key."""
-SHOWN = len(FIELDS) + 1 + len(fields_of(View))
-"""Values that every handler gives."""
+"""Fields that are answered with Enter or the button: half of a size would be recorded for nothing."""
 BUDGETS = "Each budget"
 """The tab that takes its time, and is filled only while it is looked at."""
 
@@ -86,12 +84,12 @@ def built(desk: Desk, start: Form) -> Any:
                         code = gr.Code(language="python", elem_id="code", show_label=False, container=False)
                     with gr.Tab("Reasons"):
                         reasons = gr.HTML(elem_id="reasons")
-        asked, tab = gr.State(""), gr.State("")
-        handlers = Handlers(desk, start, fields, asked, tab)
-        outputs = [*fields.values(), asked, verdict, pictures, reasons, code]
+        tab = gr.State("")
+        handlers = Handlers(desk, start, fields, tab)
+        outputs = [*fields.values(), verdict, pictures, reasons, code]
         how: dict[str, Any] = {"outputs": outputs, "show_progress_on": [verdict], "concurrency_id": "plan"}
-        inputs = {*fields.values(), asked, tab}
-        edited = [getattr(fields[name], event) for name in TYPED for event in ("submit", "blur")]
+        inputs = {*fields.values(), tab}
+        edited = [fields[name].submit for name in TYPED]
         edited += [fields[name].input for name in ("card", "fidelity")]
         answered = [
             page.load(handlers.opened, **how),
@@ -100,69 +98,67 @@ def built(desk: Desk, start: Form) -> Any:
             go.click(handlers.changed, inputs, scroll_to_output=True, **how),
         ]
         watched = tabs.select(handlers.turned, None, tab)
-        for event in (*answered, watched):
-            event.then(handlers.budgets, inputs, budgets, trigger_mode="always_last")
+        looking = [event.then(handlers.budgets, inputs, budgets) for event in (*answered, watched)]
+        gr.on([fields["model"].input, *edited, go.click, tabs.select], None, cancels=looking)
     return page
 
 
 def _fields(start: Form) -> dict[str, Any]:
     """A component for each field of the form, by name."""
     made: dict[str, Any] = {}
-    made["model"] = gr.Dropdown(forms.models(), value=start.model, label="Model", allow_custom_value=True)
-    made["card"] = gr.Dropdown(forms.cards(), value=start.card, label="Card")
-    made["vram"] = gr.Textbox(start.vram, label="Its memory", visible=start.card == forms.OTHER)
+
+    def add(kind: Any, name: str, label: str, **more: Any) -> None:
+        made[name] = kind(value=getattr(start, name), label=label, elem_id=f"field-{name}", **more)
+
+    count = {"precision": 0, "min_width": 100, "placeholder": "usual"}
+    add(gr.Dropdown, "model", "Model", choices=forms.models(), allow_custom_value=True)
+    add(gr.Dropdown, "card", "Card", choices=forms.cards())
+    add(gr.Textbox, "vram", "Its memory", visible=start.card == forms.OTHER)
     with gr.Row():
-        made["width"] = _number(start, "width", "Width")
-        made["height"] = _number(start, "height", "Height")
-    made["frames"] = _number(start, "frames", "Frames", visible=start.frames is not None)
+        add(gr.Number, "width", "Width", **count)
+        add(gr.Number, "height", "Height", **count)
+    add(gr.Number, "frames", "Frames", visible=start.frames is not None, **count)
     with gr.Row():
-        made["batch"] = _number(start, "batch", "Images at once")
-        made["steps"] = _number(start, "steps", "Steps")
-    made["budget"] = gr.Textbox(start.budget, label="Budget", info="8GB, 8GiB, 80%, or auto: all of it")
-    made["fidelity"] = gr.Radio(
-        [level.name.lower() for level in Fidelity], value=start.fidelity, label="Fidelity",
-        info="exact: the same numbers; faithful: tiles and half precision too; lossy: fp8 weights too",
-    )  # fmt: skip
+        add(gr.Number, "batch", "Images at once", **count)
+        add(gr.Number, "steps", "Steps", **count)
+    add(gr.Textbox, "budget", "Budget", info="8GB, 8GiB, 80%, or auto: all of it")
+    levels = [level.name.lower() for level in Fidelity]
+    meant = "exact: the same numbers; faithful: tiles and half precision too; lossy: fp8 weights too"
+    add(gr.Radio, "fidelity", "Fidelity", choices=levels, info=meant)
     assert tuple(made) == FIELDS
     return made
 
 
-def _number(start: Form, name: str, label: str, **more: Any) -> Any:
-    return gr.Number(getattr(start, name), label=label, precision=0, min_width=100, placeholder="usual", **more)
-
-
 class Handlers:
-    """What Gradio calls; each gives new values for the fields, for what was asked, and for all that is shown."""
+    """What Gradio calls; each gives new values for the fields and for all that is shown."""
 
-    def __init__(self, desk: Desk, start: Form, fields: Mapping[str, Any], asked: Any, tab: Any) -> None:
-        self._desk, self._start, self._fields, self._asked, self._tab = desk, start, fields, asked, tab
+    def __init__(self, desk: Desk, start: Form, fields: Mapping[str, Any], tab: Any) -> None:
+        self._desk, self._start, self._fields, self._tab = desk, start, fields, tab
 
-    def opened(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
+    def opened(self, request: gr.Request) -> Iterator[list[Any]]:
         """The page with what its link says."""
         try:
             form = forms.read(request.query_params, self._start)
         except PlannerError as error:
-            yield [*_filled(self._start), "", *astuple(view.refusal(error))]
+            yield [*_filled(self._start), *astuple(view.refusal(error))]
             return
-        yield from self._answered(form, _filled(form), progress)
+        yield from self._answered(form, _filled(form))
 
-    def chosen(self, given: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
+    def chosen(self, given: dict[Any, Any]) -> Iterator[list[Any]]:
         """Another model: what is usual for it is filled in."""
         form = replace(self._form(given), width=None, height=None, frames=None, steps=None)
         try:
             form = forms.completed(form)
         except PlannerError as error:
-            yield [*_kept(), "", *astuple(view.refusal(error))]
+            yield [*_kept(Form), *astuple(view.refusal(error))]
             return
-        yield from self._answered(form, _filled(form), progress)
+        yield from self._answered(form, _filled(form))
 
-    def changed(self, given: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[list[Any]]:  # noqa: B008
-        """Any other field; one that was left as it was is no change."""
+    def changed(self, given: dict[Any, Any]) -> Iterator[list[Any]]:
+        """Any other field."""
         form = self._form(given)
-        if forms.query(form) == given[self._asked]:
-            yield [gr.skip()] * SHOWN
-            return
-        yield from self._answered(form, _filled(form), progress)
+        card = gr.update(visible=form.card == forms.OTHER)
+        yield from self._answered(form, [card if name == "vram" else gr.skip() for name in FIELDS])
 
     def budgets(self, given: dict[Any, Any]) -> Iterator[Any]:
         """What each budget buys, while somebody looks."""
@@ -178,17 +174,22 @@ class Handlers:
     def _form(self, given: Mapping[Any, Any]) -> Form:
         return Form(**{name: given[field] for name, field in self._fields.items()})
 
-    def _answered(self, form: Form, filled: list[Any], progress: gr.Progress) -> Iterator[list[Any]]:
-        for shown in answers.plans(self._desk, form, lambda now: progress(None, desc=f"{now} …")):
-            yield [*filled, forms.query(form), *astuple(shown)]
+    def _answered(self, form: Form, filled: list[Any]) -> Iterator[list[Any]]:
+        yield [*filled, *_kept(View)]
+        for shown in answers.plans(self._desk, form):
+            if isinstance(shown, View):
+                yield [*_kept(Form), *astuple(shown)]
+            else:
+                yield [*_kept(Form), view.waiting(shown), *_kept(View)[1:]]
 
 
 def _filled(form: Form) -> list[Any]:
-    """The fields with what a form says, those shown that concern its model and card."""
-    visible = {"vram": form.card == forms.OTHER, "frames": form.frames is not None}
-    more = ({"visible": visible[name]} if name in visible else {} for name in FIELDS)
-    return [gr.update(value=value, **each) for value, each in zip(astuple(form), more, strict=True)]
+    """The fields with what a form says, as far as they concern its model and card."""
+    hidden = {"vram": form.card != forms.OTHER, "frames": form.frames is None}
+    given = zip(FIELDS, astuple(form), strict=True)
+    return [gr.update(value=value, visible=not hidden.get(name, False)) for name, value in given]
 
 
-def _kept() -> list[Any]:
-    return [gr.skip()] * len(FIELDS)
+def _kept(what: type) -> list[Any]:
+    """Each field of a form or a view as it is."""
+    return [gr.skip()] * len(fields_of(what))

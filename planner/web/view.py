@@ -60,18 +60,17 @@ def refusal(error: PlannerError, form: Form | None = None) -> View:
         return View(verdict=_page((sentence, share)), pictures="", reasons="", code="")
     plan = error.leanest
     return View(
-        verdict=_page((*report.verdict(plan), sentence, share)),
+        verdict=_page((*report.verdict(plan, error.over), sentence, share)),
         pictures=_page(("<h2>The leanest combination</h2>", *_pictures(plan, None))),
         reasons=_page(_reasons(plan, None)),
         code="",
     )
 
 
-def budgets(found: Frontier) -> str:
+def budgets(found: Frontier, *, searching: bool) -> str:
     """What each budget buys, as far as it is known."""
-    if not found.points:
-        return waiting("Looking for the fastest combination of each budget …")
-    return _page((report.wide(pictures.frontier(found)),))
+    more = '<p class="faint searching">Looking for what still runs within less …</p>' if searching else ""
+    return _page((report.wide(pictures.frontier(found)) if found.points else "", more))
 
 
 def waiting(words: str) -> str:
@@ -103,7 +102,7 @@ def _reasons(plan: Plan, anatomy: Anatomy | None) -> Iterator[str]:
 
 
 def _share(form: Form) -> str:
-    return f'<p class="faint"><a class="share" href="?{escape(query(form))}">Link to this plan</a></p>'
+    return f'<p class="faint"><a class="share" href="?{escape(query(form))}">Link to this page</a></p>'
 
 
 def _page(parts: Iterable[str]) -> str:
