@@ -46,7 +46,7 @@ def test_4k_on_8_gb(tab: Any, address: str, called_out: list[str]) -> None:
     said = read_verdict(tab, "sd15 at 3840×2224 fits in 8.59 GB")
     assert "vae_tiling" in said
     tab.wait_for_selector("#pictures svg text:has-text('What each change saves and costs')", timeout=PATIENCE)
-    drawn = tab.inner_text("#pictures svg >> nth=0")
+    drawn = tab.text_content("#pictures svg >> nth=0")
     assert "unet" in drawn
     assert "budget 8.59 GB" in drawn
     assert "vae.decode" in tab.inner_text("#pictures table >> nth=0")
@@ -115,7 +115,7 @@ def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     read_verdict(tab, "fits in")
     turn(tab, "Each budget")
     tab.wait_for_selector("#budgets svg", timeout=PATIENCE)
-    assert "Time against budget" in tab.inner_text("#budgets svg")
+    assert "Time against budget" in tab.text_content("#budgets svg")
     assert overflow(tab) == 0
 
 
