@@ -7,7 +7,7 @@ pipe("a lighthouse at dawn", height=2224, width=3840)
 plan.revert(pipe)
 """
 
-from planner.auto import anatomy, auto_configure, compare, frontier, largest, plan
+from planner.auto import anatomy, auto_configure, compare, frontier, largest, load, plan
 from planner.cards import card
 from planner.device import Device
 from planner.errors import (
@@ -52,6 +52,7 @@ __all__ = [
     "compare",
     "frontier",
     "largest",
+    "load",
     "plan",
     "probe",
 ]

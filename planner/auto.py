@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner import apply, host, probe
+from planner import apply, host, loading, probe
 from planner.device import Device
 from planner.limits import Kind
 from planner.plan import Plan
@@ -20,6 +20,7 @@ from planner.study import Study, opened
 from planner.surveys import Anatomy, Frontier, Largest, Row, anatomy_of, comparison, frontier_of, largest_of
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
+from planner.units import format_bytes
 
 
 def auto_configure(
@@ -35,6 +36,42 @@ def auto_configure(
     made = plan(pipe, techniques=techniques, device=device, **wanted)
     apply.configure(pipe, made, techniques=techniques)
     return made
+
+
+def load(
+    model: str | Path,
+    *,
+    device: Device | None = None,
+    techniques: Sequence[Technique] = DEFAULT,
+    request: Request | None = None,
+    components: Sequence[str] = (),
+    variant: str = "",
+    cache: Path | None = None,
+    tell: Tell = silent,
+    **wanted: Any,
+) -> tuple[Any, Plan]:
+    """Plan from the configuration, load the pipeline for that plan, and configure it: the pipeline and its plan.
+
+    `model`: a folder in hub layout with safetensors weights, or a hub id whose files are on this machine; nothing is
+    fetched and no code of theirs is run.  `variant`: `fp16` for files named so.  Other arguments as of `plan`.  Nothing
+    is on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read and not kept as
+    it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
+    """
+    asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
+    card, room = device or probe.probe_one(), asked.host_ram or host.available_host_ram()
+    asked.budget.resolve(card)
+    study = opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
+    try:
+        made = study.plan(card, host=room)
+        peak, worst = loading.host_peak(*loading.sizes(study.programs, made, techniques))
+    finally:
+        study.keep()
+    loading.check_room(peak, worst, room)
+    tell(f"loading {made.model}")
+    pipe = loading.fetched(model, made, techniques=techniques, components=components, variant=variant)
+    apply.configure(pipe, made, techniques=loading.kept_nothing(techniques))
+    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and nothing of the card."
+    return pipe, replace(made, notes=(*made.notes, note))
 
 
 def plan(

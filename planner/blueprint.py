@@ -23,7 +23,7 @@ def build(profile: PipelineProfile, dtype: str | None) -> Any:
     Raises BadRequest for a class this version of diffusers or transformers does not have, TraceFailed for a
     configuration its class refuses.
     """
-    kind = _find("diffusers", profile.pipeline)
+    kind = find("diffusers", profile.pipeline)
     parts: dict[str, Any] = dict(profile.settings)
     for part in profile.components:
         parts[part.name] = None if part.optional else _part(part, dtype)
@@ -68,7 +68,7 @@ def _part(part: ComponentProfile, dtype: str | None) -> Any:
     if part.role == "tokenizer":
         kind = getattr(transformers, part.kind, None)
         return TokenizerStandIn(part.max_length, kind, positions="ChatGLM" in part.kind)
-    kind = _find(part.library, part.kind)
+    kind = find(part.library, part.kind)
     try:
         match part.role:
             case "processor":
@@ -134,7 +134,7 @@ def _kept_in_single(module: torch.nn.Module, dtype: torch.dtype) -> set[str]:
     return strict
 
 
-def _find(library: str, name: str) -> Any:
+def find(library: str, name: str) -> Any:
     """A class of diffusers, transformers or one of diffusers' pipeline packages; nothing else is imported."""
     packages = (f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}")
     for home in (diffusers, transformers):

@@ -34,7 +34,7 @@ ROOMS = (
     *("blocks", "allocator", "cudnn", "workspace", "attention", "efficiency", "pace", "clock", "cost", "outline"),
     *("rehearsal", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
-    *("apply", "snapshot"),
+    *("apply", "loading", "snapshot"),
     *(
         "folding",
         "snippet",

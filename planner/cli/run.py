@@ -30,9 +30,9 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
     are here already.  Without a CUDA card it runs on the CPU: name the card to
     plan for with --gpu or --vram.
     """
-    from planner import auto, explain
-    from planner.cli.loading import loaded
+    from planner import auto, explain, loading
     from planner.printed import Ran
+    from planner.techniques import DEFAULT
 
     if not file.absolute().parent.is_dir():
         raise BadRequest(f"--output {file} lies in no folder that exists; make {file.parent} first.")
@@ -41,8 +41,8 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
     if not as_json:
         output.show([explain.verdict(plan), explain.switched_on(plan)])
     with output.working(f"Loading {asked.model} …", hidden=as_json):
-        pipe = loaded(asked.model, plan.dtype)
-        plan.apply(pipe)
+        pipe = loading.fetched(asked.model, plan, techniques=DEFAULT, components=asked.how["components"])
+        plan.apply(pipe, techniques=loading.kept_nothing(DEFAULT))
     pipe.set_progress_bar_config(disable=as_json or not sys.stderr.isatty(), desc=plan.model)
     with output.silence():
         made, seen = _measured(lambda: pipe(**_words(pipe, plan.request, prompt, seed)))

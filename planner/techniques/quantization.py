@@ -60,8 +60,10 @@ class Quantization:
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         value = str(option.value)
-        chosen = {name: part for name, part in modules(pipe).items() if self._takes(name, part)}
+        chosen = {name: part for name, part in modules(pipe).items() if self.takes(name, part)}
         layers = [layer for part in chosen.values() for layer in layers_of(part, value)]
+        if self.for_good and not layers and any(map(packed.packs, chosen.values())):
+            return _gone(", ".join(chosen))  # it was loaded so
         if not layers:
             raise ApplyFailed(f"{type(pipe).__name__} has 0 layers that {value} can take; plan this pipeline.")
         if self.for_good:
@@ -73,10 +75,13 @@ class Quantization:
             _quantize(layers, value)
         return undo
 
-    def _takes(self, name: str, module: Any) -> bool:
-        if is_denoiser(name):
-            return True
-        return name.startswith("text_encoder") and sum(map(_bytes, module.parameters())) >= self.large
+    def may_take(self, name: str) -> bool:
+        """Whether a component of that name is one to round, if it is large enough."""
+        return is_denoiser(name) or name.startswith("text_encoder")
+
+    def takes(self, name: str, module: Any) -> bool:
+        """Whether a component is one to round."""
+        return is_denoiser(name) or (self.may_take(name) and sum(map(_bytes, module.parameters())) >= self.large)
 
     def _calls(self, program: Program, value: str) -> Iterator[str]:
         denoisers = [component for component in program.components if "denoiser" in component.traits]

@@ -1,0 +1,153 @@
+"""Loading: a pipeline's weights from a folder to the host, rounded one component after another where a plan says so.
+
+The card takes no part: nothing of a loading call is on it before the plan is applied, which only adds what the promise
+counts from its first phase on.  Weights are read from safetensors files alone, and code in a folder is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planner import tasks
+from planner.errors import BadRequest
+from planner.hub import INDEX
+from planner.plan import Plan
+from planner.profiles import ComponentProfile, PipelineProfile
+from planner.program import Variant
+from planner.programs import Programs
+from planner.techniques.base import Technique
+from planner.techniques.layerwise_casting import LayerwiseCasting
+from planner.techniques.quantization import Quantization, quantize_blocks
+from planner.units import format_bytes
+
+QUANTIZES, CASTS = "quantization", "layerwise_casting"
+"""The former rounds while the pipeline is loaded, the latter when the plan is applied."""
+
+
+def fetched(
+    model: str | Path, plan: Plan, *, techniques: Sequence[Technique], components: Sequence[str] = (), variant: str = ""
+) -> Any:
+    """The pipeline of a plan on the host, quantized where the plan says so.
+
+    `model`: a folder in hub layout, or a profile's name or hub id whose files are on this machine.  `components`:
+    optional ones to load.  `variant`: `fp16` for files named so.  Raises BadRequest where weights are missing.
+    """
+    import diffusers
+
+    profile = tasks.resolve(model).including(*components)
+    folder = folder_of(model, profile)
+    dtypes = dtypes_of(profile, plan)
+    given = {"local_files_only": True, "use_safetensors": True, "variant": variant or None}
+    parts: dict[str, Any] = {part.name: None for part in profile.components if part.optional}
+    if "safety_checker" in parts:
+        parts["requires_safety_checker"] = False
+    kind: Any = getattr(diffusers, plan.pipeline, diffusers.DiffusionPipeline)
+    try:
+        parts |= _rounded(profile, folder, plan, techniques, given)
+        return kind.from_pretrained(str(folder), torch_dtype=dtypes | {"default": dtypes[""]}, **parts, **given)
+    except (OSError, ValueError) as error:  # diffusers' errors of missing files are either
+        files = f"{variant} safetensors" if variant else "safetensors"
+        raise BadRequest(
+            f"{folder} lacks {files} weights of 1 or more components ({' '.join(str(error).split())[:160]}); "
+            "give a folder that has them all, or name their `variant`."
+        ) from error
+
+
+def kept_nothing(techniques: Sequence[Technique]) -> tuple[Technique, ...]:
+    """The techniques as they act on a pipeline that was loaded for its plan: what is rounded is not kept as it was."""
+    return tuple(
+        replace(each, for_good=True) if isinstance(each, (Quantization, LayerwiseCasting)) else each
+        for each in techniques
+    )
+
+
+def dtypes_of(profile: PipelineProfile, plan: Plan) -> dict[str, Any]:
+    """The dtype each component is loaded in, and under no name that of the rest."""
+    import torch
+
+    option = plan.option("precision")
+    wanted = str(option.value) if option else plan.request.dtype
+    names = {part.name: wanted or part.dtype for part in profile.models if part.dtype}
+    return {name: getattr(torch, dtype) for name, dtype in {**names, "": wanted or plan.dtype}.items()}
+
+
+def host_peak(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[int, str]:
+    """Bytes of host memory at the worst moment of loading, and the component that is then read.
+
+    `before` and `after`: bytes of each component as it is read and as it stays.  Those that shrink are loaded first,
+    largest first.
+    """
+    held, peak, worst = 0, 0, ""
+    for name in sorted(before, key=lambda name: (before[name] == after[name], -before[name])):
+        if held + before[name] > peak:
+            peak, worst = held + before[name], name
+        held += after[name]
+    return peak, worst
+
+
+def sizes(programs: Programs, plan: Plan, techniques: Sequence[Technique]) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of each component as it is read, and as it stays once it is rounded."""
+    variant = Variant()
+    for option in plan.options:
+        variant = next(each for each in techniques if each.name == option.technique).variant(variant, option)
+    read = replace(variant, settings=tuple(s for s in variant.settings if s.technique not in (QUANTIZES, CASTS)))
+    stays = replace(variant, settings=tuple(s for s in variant.settings if s.technique != CASTS))
+    before, after = (programs.get(each).components for each in (read, stays))
+    return {c.name: sum(c.weights) for c in before}, {c.name: sum(c.weights) for c in after}
+
+
+def check_room(peak: int, component: str, free: int) -> None:
+    """Raises BadRequest where the host has less than loading takes."""
+    if peak > free:
+        raise BadRequest(
+            f"Loading takes {format_bytes(peak)} of host RAM when {component} is read, {format_bytes(peak - free)} "
+            "more than there is; free some, load a smaller dtype, or ask for fidelity lossy and use=quantization."
+        )
+
+
+def folder_of(model: str | Path, profile: PipelineProfile) -> Path:
+    """Where the files are on this machine.  Raises BadRequest."""
+    if (Path(model) / INDEX).is_file():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(profile.hub_id or str(model), local_files_only=True))
+    except (OSError, ValueError) as error:  # its errors of absence are both
+        raise BadRequest(
+            f"There are no weights of {model} on this machine ({type(error).__name__}); give a folder that has them."
+        ) from error
+
+
+def _rounded(
+    profile: PipelineProfile, folder: Path, plan: Plan, techniques: Sequence[Technique], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The components that the plan quantizes, the largest first."""
+    option = plan.option(QUANTIZES)
+    technique = next((each for each in techniques if isinstance(each, Quantization)), None)
+    if option is None or technique is None:
+        return {}
+    dtypes, made = dtypes_of(profile, plan), {}
+    largest = sorted(profile.models, key=lambda part: -_bytes_on_disk(folder / part.name))
+    for part in largest:
+        if not part.optional and technique.may_take(part.name):
+            module = _module(part, folder, dtypes[part.name], given)
+            if technique.takes(part.name, module):
+                quantize_blocks(module, str(option.value))
+            made[part.name] = module
+    return made
+
+
+def _module(part: ComponentProfile, folder: Path, dtype: Any, given: Mapping[str, Any]) -> Any:
+    from planner.blueprint import find
+
+    kind: Any = find(part.library, part.kind)
+    named = "torch_dtype" if kind.__module__.startswith("diffusers.") else "dtype"
+    return kind.from_pretrained(str(folder / part.name), **{named: dtype}, **given).eval()
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

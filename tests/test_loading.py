@@ -1,0 +1,93 @@
+"""A pipeline is loaded for its plan: what is rounded is rounded as it is read, and the worst moment is known before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from techniques.tiny import PROMPT, stable_diffusion
+
+import planner
+from planner import apply, host, loading
+from planner.errors import ApplyFailed, BadRequest
+from planner.streamable import held
+
+CALL = {"height": 64, "width": 64, "steps": 2, "budget": "4GB"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tiny")
+    stable_diffusion(place / "letters").save_pretrained(place / "pipeline")
+    return place / "pipeline"
+
+
+@pytest.fixture
+def load(folder: Path, tmp_path: Path) -> Any:
+    def loaded(**wanted: Any) -> tuple[Any, planner.Plan]:
+        return planner.load(folder, device=planner.card("rtx-3070"), cache=tmp_path, **(CALL | wanted))
+
+    return loaded
+
+
+def bytes_of(module: Any) -> int:
+    return sum(tensor.nbytes for tensor in held(module))
+
+
+def test_planned_loaded_and_configured(load: Any) -> None:
+    pipe, plan = load()
+    assert type(pipe).__name__ == plan.pipeline == "StableDiffusionPipeline"
+    assert apply.is_applied(pipe)
+    wanted = plan.option("precision")
+    assert pipe.unet.dtype == getattr(torch, str(wanted.value) if wanted else "float32")
+    image = pipe(PROMPT, height=64, width=64, num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3)
+    plan.revert(pipe)
+    assert any("of host RAM at most" in note for note in plan.notes)
+
+
+def test_rounded_as_it_is_read(load: Any) -> None:
+    pytest.importorskip("torchao")
+    plain, _ = load(fidelity="exact")
+    pipe, plan = load(fidelity="lossy", use=["quantization=float8"], without=["precision"])
+    assert plan.option("quantization") is not None
+    assert bytes_of(pipe.unet) < bytes_of(plain.unet)
+    assert bytes_of(pipe.text_encoder) == bytes_of(plain.text_encoder)
+    pipe(PROMPT, height=64, width=64, num_inference_steps=2)
+    with pytest.raises(ApplyFailed, match="for good; load the pipeline anew"):
+        plan.revert(pipe)
+
+
+def test_a_host_too_small_is_said_before_anything_is_read(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "available_host_ram", lambda: 100_000)
+    monkeypatch.setattr(loading, "fetched", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(BadRequest, match=r"Loading takes .* of host RAM when text_encoder is read"):
+        load()
+
+
+def test_missing_weights_and_code_are_refused(load: Any, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="fp16 safetensors weights of 1 or more components"):
+        load(variant="fp16")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": ["mine", "Mine"]}))
+    with pytest.raises(BadRequest, match="code of its own"):
+        planner.load(other, device=planner.card("rtx-3070"), **CALL)
+    with pytest.raises(BadRequest, match="no weights of sd15 on this machine"):
+        loading.folder_of("sd15", planner.profiles.find("sd15"))
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.floats(0.1, 1)), min_size=1, max_size=5))
+def test_the_worst_moment_of_loading(parts: list[tuple[int, float]]) -> None:
+    before = {f"part{n}": size for n, (size, _) in enumerate(parts)}
+    after = {f"part{n}": int(size * share) or 1 for n, (size, share) in enumerate(parts)}
+    peak, worst = loading.host_peak(before, after)
+    assert max(*before.values(), sum(after.values())) <= peak <= sum(before.values())
+    assert worst in before
+    if before == after:
+        assert peak == sum(before.values())

@@ -1,0 +1,83 @@
+"""Quantized weights on full-size pipelines, resident and streamed: foreseen and as torchao's tensors behave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rig
+from rig import Server
+
+from planner import profiles
+from planner.cards import card
+from planner.pricing import Pricer
+from planner.programs import FromProfile, Programs
+from planner.request import Fidelity, Request
+from planner.techniques import DEFAULT
+
+pytest.importorskip("torchao")
+
+CARD = "a100-sxm4-80gb"
+SIZES = {"flux1-dev": (1024, 1024), "sd3-medium": (1024, 1024), "sdxl": (1024, 1024), "wan2.1-t2v-1.3b": (480, 832)}
+FRAMES = 17
+CASES = (
+    *(("flux1-dev", "int8", place) for place in ("resident", "model", "streaming")),
+    ("flux1-dev", "float8", "resident"),
+    ("sd3-medium", "float8", "resident"),
+    ("sdxl", "float8", "resident"),
+    ("wan2.1-t2v-1.3b", "int8", "streaming"),
+)
+
+
+def run(model: str, options: list[dict[str, Any]], call: dict[str, Any]) -> dict[str, Any]:
+    """Sent to the virtual GPU: two steps.  Of each shape one weight is rounded, the others are made like it."""
+    import torch
+    from inside import arguments, peaks, pipelines, smallvalues
+
+    from planner.techniques import DEFAULT, Option, quantization
+
+    mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    quantization.is_ghost = lambda tensor: True  # no weight is worth its bytes here
+    pipe = pipelines.shipped(model)
+    heard, techniques = peaks.Peaks(pipe), {technique.name: technique for technique in DEFAULT}
+    undos = [techniques[o["technique"]].apply(pipe, Option(**o)) for o in options]
+    with torch.no_grad():
+        pipe(**arguments.of(pipe, call))
+    seen = {**heard.whole, "phases": heard.phases}
+    for undo in reversed(undos):
+        undo()
+    torch.cuda.empty_cache()
+    return seen | {"left": torch.cuda.memory_allocated()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs recorded once for all tests of this file."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.mark.parametrize(("model", "value", "place"), CASES)
+def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str, place: str) -> None:
+    height, width = SIZES[model]
+    frames = {"frames": FRAMES} if "wan" in model else {}
+    use = (f"quantization={value}",)
+    asked = Request(height=height, width=width, steps=2, fidelity=Fidelity.LOSSY, use=use, **frames)
+    programs = Programs(FromProfile(profiles.find(model), None), asked, cache)
+    pricer = Pricer(programs, card(CARD), asked, DEFAULT)
+    (root,) = pricer.roots()
+    if place == "streaming":
+        offered = [o for o in pricer.offered("streaming", root) if o.component == "transformer"]
+        root = pricer.price(pricer.merged(root, (offered[len(offered) // 2],)))
+    settled = [o for o in pricer.offered("placement", root) if o.value == place or (o.neutral and place == "streaming")]
+    priced = pricer.price(pricer.merged(root, tuple(settled)))
+    foreseen = pricer.rehearse(priced, None)
+    programs.keep()
+    chosen = [{"technique": o.technique, "value": o.value, "component": o.component} for o in priced.candidate]
+    call = {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
+    seen = vgpu.script(run, {"model": model, "options": chosen, "call": call}, **rig.card(CARD))
+    by_phase = {name: allocated for name, allocated, _ in foreseen.phases}
+    assert 0.999 * seen["allocated"] <= foreseen.allocated <= 1.01 * seen["allocated"]
+    phase = "unet" if model == "sdxl" else "transformer"
+    assert 0.999 * seen["phases"][phase]["allocated"] <= by_phase[phase] <= 1.01 * seen["phases"][phase]["allocated"]
+    assert seen["left"] < 10_000_000  # cuBLAS keeps a workspace
