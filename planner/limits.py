@@ -101,10 +101,10 @@ def last_fitting(
         high = min((n for n, seen in known.items() if not seen.fits and n > low), default=high)
         if high - low <= 1:
             return low
-        step = min(max(_guess(growth, capacity, known, low, high), low + 1), high - 1)
+        step = min(max(guess(growth, capacity, known, low, high), low + 1), high - 1)
 
 
-def _guess(growth: Growth, capacity: int, known: dict[int, Look], low: int, high: int) -> int:
+def guess(growth: Growth, capacity: int, known: dict[int, Look], low: int, high: int) -> int:
     """The step between `low` and `high` where the capacity is reached; half way where no line says so."""
     points = sorted((growth.load(n), seen.needs) for n, seen in known.items())
     nearest = sorted(sorted(points, key=lambda point: abs(point[1] - capacity))[:2])

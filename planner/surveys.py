@@ -11,7 +11,7 @@ from planner.choose import NothingFits
 from planner.cost import Cost
 from planner.device import Device
 from planner.errors import BadRequest
-from planner.limits import MOST, Growth, Kind, Look, last_fitting
+from planner.limits import MOST, Growth, Kind, Look, guess, last_fitting
 from planner.plain import record
 from planner.plan import Plan
 from planner.pricing import Candidate, Pricer, words
@@ -31,6 +31,8 @@ choice, and fragments move peaks by half a percent."""
 
 TIGHTER = 0.75
 """Each budget of the one before it, when the leanest combination is looked for."""
+FAR = 4
+"""Growth beyond which the leanest combination is looked for anew: what is lean for a stamp is not for a poster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,28 +245,32 @@ def largest_of(study: Study, kind: Kind, device: Device, *, host: int | None = N
     """
     if kind == "batch":
         study = replace(study, techniques=tuple(t for t in study.techniques if t.name != "split"), _pricers={})
-    growth = Growth(kind=kind, request=study.request)
-    capacity = study.request.budget.resolve(device) - device.context
-    start, known = growth.now, dict[int, Look]()
+    growth, budget = Growth(kind=kind, request=study.request), study.request.budget.resolve(device)
+    capacity = budget - device.context
+    start, proven, lean = growth.now, 0, _leanest(study.at(growth.at(growth.now)), device, budget, host, tell)
     while True:
-        lean = _leanest(study.at(growth.at(start)), device, capacity + device.context, host, tell)
 
         def look(step: int, lean: Candidate = lean) -> Look:
             tell(f"looking at {_said(growth, step)}")
             return looked(lean, study.at(growth.at(step)).pricer(device), capacity)
 
-        best = last_fitting(look, growth, capacity, known, start)
-        beyond = study.at(growth.at(best + 1))
+        known = {start: look(start)}
+        further = min(guess(growth, capacity, known, 0, MOST[kind] + 1), MOST[kind])
+        if start == growth.now and growth.load(further) > FAR * growth.load(start):
+            start, lean = further, _leanest(study.at(growth.at(further)), device, budget, host, tell)
+            continue
+        best = max(last_fitting(look, growth, capacity, known, start), proven)
         if best == MOST[kind]:
             return Largest(kind=kind, plan=study.at(growth.at(best)).plan(device, host=host), next=None, shortage=None)
+        beyond = study.at(growth.at(best + 1))
         tell(f"proving that {_said(growth, best + 1)} is too much")
-        missing = _missing(beyond, device, capacity + device.context, host)
-        if missing is None:
-            start, known = best + 1, {best + 1: Look(fits=True, needs=capacity)}
-            continue
-        tell(f"planning {_said(growth, max(best, 1))}")
-        plan = study.at(growth.at(max(best, 1))).plan(device, host=host)
-        return Largest(kind=kind, plan=plan, next=beyond.request, shortage=missing)
+        found = _attempted(beyond, device, budget, host)
+        if isinstance(found, Shortage):
+            tell(f"planning {_said(growth, max(best, 1))}")
+            plan = study.at(growth.at(max(best, 1))).plan(device, host=host)
+            return Largest(kind=kind, plan=plan, next=beyond.request, shortage=found)
+        start = proven = best + 1
+        lean = found
 
 
 def _leanest(study: Study, device: Device, budget: int, host: int | None, tell: Tell) -> Candidate:
@@ -280,13 +286,12 @@ def _leanest(study: Study, device: Device, budget: int, host: int | None, tell: 
     return lean or ()
 
 
-def _missing(study: Study, device: Device, budget: int, host: int | None) -> Shortage | None:
-    """What a request lacks; None where it fits."""
+def _attempted(study: Study, device: Device, budget: int, host: int | None) -> Candidate | Shortage:
+    """What is chosen, or what is missing."""
     try:
-        study.choice(device, budget, host)
+        return study.choice(device, budget, host).winner.candidate
     except NothingFits as nothing:
         return shortage(nothing, study.pricer(device), study.order(device, budget, host))
-    return None
 
 
 def _said(growth: Growth, step: int) -> str:
