@@ -144,6 +144,10 @@ class _Hooks:
         self._aboard: dict[str, int] = {}
         self._due: set[str] = set()
         self._casts = 0
+        self.left: tuple[int, ...] = ()
+        """Bytes of what the last call left on the card, tensor by tensor."""
+        self._lingers = False
+        self._sizes: dict[str, tuple[int, ...]] = {}
         self._bears: dict[int, bool] = {}
 
     def cast(self, sizes: tuple[int, ...]) -> None:
@@ -205,13 +209,31 @@ class _Hooks:
                 self._led |= {after.key for after in order.seen}
 
     def leave(self) -> Iterator[Event]:
-        """After a call: what set out and was not wanted is taken to go here, though it waits for its next turn."""
+        """After a call: what set out and was not wanted goes, for the body to be whole; `stay` has it come again."""
+        self.left = tuple(size for key in sorted(self._aboard) for size in self._sizes[key] * self._aboard[key])
         for key in sorted(self._aboard):
             yield from (Drop(key, copied=False) for _ in range(self._aboard[key]))
         self._aboard, self._due = {}, set()
 
+    def stay(self) -> Iterator[Event]:
+        """After a call: what is left on the card waits there for the component's next turn.
+
+        That is so where modules are called several times in a `forward`: the last of them leads the first again.  Which
+        module buffers belong to is not recorded, so all of them are taken to be of the first.
+        """
+        if self.left:
+            self._lingers = True
+            yield Fetch(f"{self.component.name}/left", (*self.left, *self.tables), self._stream)
+
+    def resume(self) -> Iterator[Event]:
+        """Before a call: that turn has come."""
+        if self._lingers:
+            self._lingers = False
+            yield Drop(f"{self.component.name}/left", copied=False)
+
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
         self._aboard[group.key] = self._aboard.get(group.key, 0) + 1
+        self._sizes[group.key] = group.sizes
         if not group.stream or not self._grouping.pinned or self._grouping.disk:
             yield Load(group.key, group.sizes, group.stream)
             return
@@ -258,7 +280,7 @@ class _Writer:
 
     def __init__(self, program: Program, hooks: Mapping[str, _Hooks]) -> None:
         self._program, self._hooks = program, hooks
-        self._known: dict[tuple[int, str, tuple[int, int]], tuple[int, dict[int, int]]] = {}
+        self._known: dict[tuple[int, str, tuple[int, int]], tuple[int, dict[int, int], tuple[int, ...]]] = {}
         self.written: list[Recording] = []
 
     def course(self) -> Iterator[Event]:
@@ -280,13 +302,15 @@ class _Writer:
                     yield from self._call(event, now, here, names)
                 case Enter(module, own):
                     yield Enter(module, ())
+                    outside = now is None
                     inside.append(self._entered(now, here, module, own))
                     now, here, group = inside[-1]
+                    yield from now.resume() if now and outside else ()
                     yield from now.begin(group, here) if now and group else ()
                 case Exit():
                     inside.pop()
                     yield from now.end(group, here) if now and group else ()
-                    yield from now.leave() if now and inside[-1][0] is None else ()
+                    yield from (*now.leave(), *now.stay()) if now and inside[-1][0] is None else ()
                     yield event
                 case Cast(component, sizes) if component in self._hooks:
                     self._hooks[component].cast(sizes)
@@ -306,12 +330,10 @@ class _Writer:
 
     def _call(self, call: Call, hooks: _Hooks | None, here: str, names: Names) -> Iterator[Event]:
         if hooks is None:
-            component = call.module.partition(".")[0]
-            yield (
-                self._placed(call, component, names)
-                if component in self._hooks
-                else call._replace(kept=names.kept(call.kept))
-            )
+            own = self._hooks.get(call.module.partition(".")[0])
+            yield from own.resume() if own else ()
+            yield self._placed(call, own, names) if own else call._replace(kept=names.kept(call.kept))
+            yield from own.stay() if own else ()
             return
         path, recording = _joined(here, call.module), self._program.recordings[call.recording]
         group = hooks.group(path, recording.own) if call.module else None
@@ -326,16 +348,15 @@ class _Writer:
             yield call._replace(kept=names.kept(call.kept))
         yield from hooks.end(group, path) if group else ()
 
-    def _placed(self, call: Call, component: str, names: Names) -> Call:
+    def _placed(self, call: Call, hooks: _Hooks, names: Names) -> Call:
         """The call of a component's body in which its weights travel."""
-        hooks = self._hooks[component]
-        key = call.recording, component, hooks.state
+        key = call.recording, hooks.component.name, hooks.state
         if key not in self._known:
             recording, inner = self._program.recordings[call.recording], Names(count())
             events = tuple(self._whole(call, recording, hooks, inner))
-            self._known[key] = PLACED + len(self._program.placed) + len(self.written), inner.names
+            self._known[key] = PLACED + len(self._program.placed) + len(self.written), inner.names, hooks.left
             self.written.append(replace(recording, own=(), events=events))
-        index, numbers = self._known[key]
+        index, numbers, hooks.left = self._known[key]
         kept = tuple((numbers[survivor], outer) for survivor, outer in call.kept)
         return Call(index, call.module, names.kept(kept))
 

@@ -17,6 +17,8 @@ from planner.techniques.tracing import is_denoiser
 
 BY_ROW = ("img_shapes", "txt_seq_lens")
 """Arguments that are lists of plain numbers with one entry per row (diffusers 0.42.1)."""
+BY_FRAME = "encoder_hidden_states"
+"""Argument that has an entry per frame where the pipeline repeats the prompt for each (AnimateDiff)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +51,25 @@ class MicroBatch:
 
 
 def micro_batched(module: Any, rows: int) -> Undo:
-    """Have `module` take at most `rows` rows of a batch at a time and join what it returns."""
-    undo, forward = remember(module, "forward"), module.forward
+    """Have `module` take at most `rows` rows of a batch at a time and join what it returns.
 
-    @functools.wraps(forward)
+    Each piece is a call of its own, hooks included, whether they were there before or come later.
+    """
+    undo, whole = remember(module, "_call_impl"), module._call_impl
+
+    @functools.wraps(whole)
     def piecewise(*args: Any, **kwargs: Any) -> Any:
         sample = sample_of(args, kwargs)
         total = len(sample)
         if total <= rows:
-            return forward(*args, **kwargs)
+            return whole(*args, **kwargs)
         pieces = (
-            Rows(start, min(start + rows, total), total, isinstance(sample, list)) for start in range(0, total, rows)
+            Rows(start, min(start + rows, total), total, isinstance(sample, list), _frames(sample))
+            for start in range(0, total, rows)
         )
-        return joined([forward(*map(piece.of, args), **piece.named(kwargs)) for piece in pieces])
+        return joined([whole(*map(piece.of, args), **piece.named(kwargs)) for piece in pieces])
 
-    module.forward = piecewise
+    module._call_impl = piecewise
     return undo
 
 
@@ -92,6 +98,8 @@ class Rows:
     stop: int
     total: int
     listed: bool
+    frames: int = 1
+    """Of each row."""
 
     def of(self, value: Any) -> Any:
         """These rows of whatever has one per row, in nests of dictionaries and sequences too; the rest as it is."""
@@ -110,7 +118,19 @@ class Rows:
         return {
             name: value[self.start : self.stop] if name in BY_ROW and _is_long(value, self.total) else self.of(value)
             for name, value in values.items()
+        } | {
+            name: value[self.start * self.frames : self.stop * self.frames]
+            for name, value in values.items()
+            if name == BY_FRAME
+            and self.frames > 1
+            and hasattr(value, "shape")
+            and len(value) == self.total * self.frames
         }
+
+
+def _frames(sample: Any) -> int:
+    """Frames of a batch of videos, whose third axis they are; of anything else 1."""
+    return int(sample.shape[2]) if not isinstance(sample, list) and sample.dim() == 5 else 1
 
 
 def _is_long(value: Any, total: int) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import SequentialHook, add_hook_to_module
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from planner.program import Setting, Variant
@@ -55,6 +56,24 @@ def test_rows_are_taken_from_all_that_has_one_per_row() -> None:
     }
 
 
+def test_a_prompt_repeated_for_each_frame_goes_with_its_video() -> None:
+    rows = Rows(1, 2, 2, listed=False, frames=3)
+    words = torch.arange(6).view(6, 1)
+    assert rows.named({"encoder_hidden_states": words})["encoder_hidden_states"].flatten().tolist() == [3, 4, 5]
+    assert rows.named({"ids": words})["ids"] is words
+
+
+def test_every_piece_is_a_call_with_all_its_hooks() -> None:
+    module, seen = torch.nn.Linear(2, 2), []
+    undo = micro_batched(module, 1)
+    module.register_forward_pre_hook(lambda *_: seen.append("ours"))
+    add_hook_to_module(module, SequentialHook())
+    module._hf_hook.pre_forward = lambda module, *args, **kwargs: (seen.append("accelerate"), (args, kwargs))[1]
+    module(torch.ones(3, 2))
+    undo()
+    assert seen == ["ours", "accelerate"] * 3
+
+
 def test_a_batch_may_be_a_list() -> None:
     rows = Rows(0, 1, 2, listed=True)
     images = [torch.zeros(3, 4), torch.ones(3, 4)]
@@ -74,7 +93,7 @@ def test_calls_of_few_rows_are_left_alone() -> None:
     x = torch.ones(3, 2)
     assert torch.equal(module(x), torch.nn.Linear.forward(module, x))
     undo()
-    assert "forward" not in vars(module)
+    assert "_call_impl" not in vars(module)
 
 
 @pytest.mark.parametrize(("rows", "values"), [(0, []), (1, []), (2, [1]), (6, [3, 2, 1]), (8, [4, 2, 1])])
