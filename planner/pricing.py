@@ -22,6 +22,8 @@ from planner.streaming import passes
 from planner.techniques.base import Option, Outlining, Scope, Technique
 
 Candidate = tuple[Option, ...]
+EXPANDABLE = "expandable_segments"
+"""The technique that changes not what is asked of the allocator, but how it answers."""
 PLACEMENT = "placement"
 """The technique of which every candidate has an option: weights have to be somewhere."""
 
@@ -146,7 +148,8 @@ class Pricer:
         """The candidate in PyTorch's allocator."""
         grown = growth(priced.program, self._device, self._lessons)
         room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
-        seen = rehearse(priced.program, self._device, capacity=room, cost=self._cost)
+        expandable = any(option.technique == EXPANDABLE for option in priced.candidate)
+        seen = rehearse(priced.program, self._device, capacity=room, cost=self._cost, expandable=expandable)
         return seen if grown == 1.0 else seen.scaled(grown)
 
     def baseline(self) -> Priced:

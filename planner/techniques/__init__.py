@@ -6,6 +6,7 @@ from planner.techniques.attention import AttentionBackend
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import ChannelsLast
 from planner.techniques.decode_chunks import DecodeChunks
+from planner.techniques.expandable_segments import ExpandableSegments
 from planner.techniques.forward_chunks import ForwardChunks
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
@@ -20,6 +21,7 @@ from planner.techniques.vae_slicing import VaeSlicing
 from planner.techniques.vae_tiling import VaeTiling
 
 DEFAULT: tuple[Technique, ...] = (
+    ExpandableSegments(),
     Precision(),
     LayerwiseCasting(),
     Quantization(),
