@@ -230,3 +230,17 @@ def test_host_memory() -> None:
     assert host_bytes(component, replace(LEAVES_AHEAD, pinned=False)) == 370
     assert host_bytes(component, replace(LEAF, disk=True)) == 0
     assert group_offload(denoiser(), AHEAD, ("unet",)).waiting == 490
+
+
+def test_what_the_last_module_leads_waits_on_the_card_for_the_next_call() -> None:
+    program = denoiser(steps=3)
+    again = replace(program.recordings[7], events=(*program.recordings[7].events, Call(0, "first", ((0, 3),)), Free(3)))
+    program = replace(program, recordings=(*program.recordings[:7], again, program.recordings[8]))
+    grouped = group_offload(program, LEAVES_AHEAD, ["unet"])
+    course = [
+        (type(event).__name__, event.weights if isinstance(event, Fetch) else ())
+        for event in grouped.recordings[grouped.course].events
+        if isinstance(event, (Call, Fetch, Drop))
+    ]
+    called, left, gone = ("Call", ()), ("Fetch", (WEIGHTS[1],)), ("Drop", ())
+    assert course == [called, called, left, gone, called, left]
