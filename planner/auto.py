@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner import apply, host, loading, probe
+from planner import apply, host, loading
 from planner.device import Device
 from planner.limits import Kind
 from planner.plan import Plan
+from planner.probe import held as held_by
+from planner.probe import probe_one
 from planner.profiles import PipelineProfile
 from planner.programs import Tell, silent
 from planner.request import Budget, Request
@@ -170,9 +172,9 @@ def card_for(model: Any) -> Device:
     """The card of this machine that a run would use; what this process holds of it already is free to the plan."""
     torch = sys.modules.get("torch")
     if isinstance(model, (str, Path, PipelineProfile)) or torch is None or not torch.cuda.is_initialized():
-        return probe.probe_one()
+        return probe_one()
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-    card, reserved, held = probe.probe_one(uuid), torch.cuda.memory_reserved(), probe.held(uuid)
+    card, reserved, held = probe_one(uuid), torch.cuda.memory_reserved(), held_by(uuid)
     context = max(card.context, held - reserved) if held else card.context  # kernels still to be loaded make it grow
     return replace(card, context=context, free=min(card.free + (held or reserved + context), card.total))
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 TALKERS = ("diffusers", "transformers")
 """Libraries that set the level of their logger when they are first loaded."""
-LOGGERS = (*TALKERS, "xformers")
+LOGGERS = (*TALKERS, "torch", "xformers")
 
 
 @contextmanager
@@ -42,6 +42,7 @@ def _load() -> None:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
+        importlib.import_module("torch")
         for library in TALKERS:
             importlib.import_module(f"{library}.utils.logging").get_verbosity()
     finally:

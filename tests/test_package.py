@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -23,10 +24,10 @@ from planner.errors import PlannerError
 ROOT = Path(__file__).parent.parent
 
 
-def built(what: str, folder: Path) -> Path:
-    """The archive that hatchling's `build_wheel` or `build_sdist` makes of this checkout."""
+def built(what: str, folder: Path, source: Path = ROOT) -> Path:
+    """The archive that hatchling's `build_wheel` or `build_sdist` makes of this checkout, or of another source."""
     code = f"import hatchling.build as hatchling; hatchling.{what}({str(folder)!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (file,) = folder.iterdir()
     return file
@@ -89,8 +90,31 @@ def kind(name: str) -> int:
 
 def test_public_surface_is_sorted_and_whole() -> None:
     assert planner.__all__ == sorted(planner.__all__, key=lambda name: (kind(name), name))
-    public = {name for name, value in vars(planner).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert set(planner.__all__) == public
+    tree = ast.parse(Path(planner.__file__).read_text("utf-8"))
+    typed = {alias.asname or alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             and (node.module or "").startswith("planner.") for alias in node.names}  # fmt: skip
+    entered = {name: f"planner.{room}" for room, names in planner._ROOMS.items() for name in names}
+    assert typed == entered, "what types are checked by, and where names are looked up"
+    assert set(planner.__all__) == set(entered)
+    assert set(planner.__all__) <= set(dir(planner))
+    with pytest.raises(AttributeError, match="'plans'"):
+        planner.plans  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first", ["import planner.plan, planner.probe", "from planner.plan import Plan", "import planner.cli"]
+)
+def test_functions_keep_their_names_beside_rooms_of_the_same(first: str) -> None:
+    code = f"{first}; import planner, types; from planner import plan, probe; print(type(planner.plan), type(probe))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "<class 'function'> <class 'function'>\n"
+
+
+def test_importing_takes_no_time() -> None:
+    """At most 0.15 s of the processor; the best of five, for other work on the machine makes each longer."""
+    code = "import time; start = time.process_time(); import planner; print(time.process_time() - start)"
+    took = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(5)]
+    assert min(map(float, took)) <= 0.15
 
 
 def members() -> Iterator[tuple[str, object]]:
