@@ -60,7 +60,7 @@ def load(
     it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
-    card, room = device or probe.probe_one(), asked.host_ram or host.available_host_ram()
+    card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
     asked.budget.resolve(card)
     study = opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:

@@ -5,22 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from planner import profiles
+from planner.cli import output
 from planner.errors import BadRequest
 
 
 def loaded(model: str, dtype: str) -> Any:
-    """The pipeline with its weights, from a folder or from hub files that are on this machine.  Raises BadRequest.
-
-    The bars of the libraries stay away: what is being done is said already.
-    """
+    """The pipeline with its weights, from a folder or from hub files that are on this machine.  Raises BadRequest."""
     import torch
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers
 
     profile = profiles.resolve(model)
-    for library in (diffusers, transformers):
-        library.disable_progress_bar()
+    output.hide_bars()
     try:
         return DiffusionPipeline.from_pretrained(
             profile.hub_id or model, torch_dtype=getattr(torch, dtype), local_files_only=True

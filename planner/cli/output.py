@@ -48,6 +48,15 @@ def silence() -> Iterator[None]:
         yield
 
 
+def hide_bars() -> None:
+    """Without the bars of libraries that load weights: what is being done is said already."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    for library in (diffusers, transformers):
+        library.disable_progress_bar()
+
+
 def console(*, stderr: bool = False) -> Console:
     """Plain rich: no markup, emoji or guesses at what a number is."""
     from rich.console import Console

@@ -41,6 +41,7 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
     if not as_json:
         output.show([explain.verdict(plan), explain.switched_on(plan)])
     with output.working(f"Loading {asked.model} …", hidden=as_json):
+        output.hide_bars()
         pipe = loading.fetched(asked.model, plan, techniques=DEFAULT, components=asked.how["components"])
         plan.apply(pipe, techniques=loading.kept_nothing(DEFAULT))
     pipe.set_progress_bar_config(disable=as_json or not sys.stderr.isatty(), desc=plan.model)
