@@ -23,11 +23,9 @@ from planner.web.desk import Desk
 from planner.web.form import Form
 
 IMAGES = Path(__file__).parent / "images"
-DESKTOP, PHONE = {"width": 1200, "height": 1000}, {"width": 390, "height": 844}
+DESKTOP, PHONE = {"width": 1200, "height": 1500}, {"width": 390, "height": 1900}
 ASKED = Form(model="sdxl", card="rtx-4060-8gb", budget="6GB")
 PATIENCE = 600_000
-LEAST_COLOURS = 64
-"""Few enough to keep a file below 200 kB, and more than we draw with."""
 
 
 def main(word: str = "") -> None:
@@ -40,7 +38,7 @@ def main(word: str = "") -> None:
             if word in f"report-{name}":
                 take(chromium, f"report-{name}", plan, size, theme)
         if word in "page-budgets":
-            take(chromium, "page-budgets", link, DESKTOP, "light", turned="Each budget")
+            take(chromium, "page-budgets", link, DESKTOP, "light", turned="Budgets")
 
 
 @contextmanager
@@ -73,23 +71,25 @@ def written() -> Iterator[str]:
 def take(chromium: Any, name: str, address: str, size: dict[str, int], theme: str, turned: str = "") -> None:
     tab = chromium.new_page(viewport=size, color_scheme=theme)
     tab.goto(address)
-    tab.wait_for_selector("svg:has-text('What each change saves')", state="attached", timeout=PATIENCE)
+    tab.wait_for_selector("svg.vp:has-text('What each change saves')", state="attached", timeout=PATIENCE)
     if turned:
         tab.get_by_role("tab", name=turned).click()
-        tab.wait_for_selector("#budgets svg", timeout=PATIENCE)
+        tab.wait_for_selector("#budgets svg.vp", timeout=PATIENCE)
         tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)
     tab.wait_for_timeout(1000)
     file = IMAGES / f"{name}.png"
-    tab.screenshot(path=file, full_page=size is DESKTOP)
+    tab.screenshot(path=file)
     tab.close()
     shrink(file)
 
 
 def shrink(file: Path) -> None:
-    """Fewer colours: what is drawn here has few."""
+    """At most 256 colours: what is drawn here has few."""
     from PIL import Image
 
-    Image.open(file).convert("RGB").quantize(LEAST_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    Image.open(file).convert("RGB").quantize(dither=Image.Dither.NONE, method=Image.Quantize.MAXCOVERAGE).save(
+        file, optimize=True
+    )
     print(file.name, file.stat().st_size // 1000, "kB")
 
 

@@ -35,7 +35,7 @@ STYLE = """
 .plan code, .plan pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.86rem; }
 .plan pre { background: var(--code); color: inherit; border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
 .plan td code, .plan p code { overflow-wrap: anywhere; }
-.plan td:first-child { min-width: 8em; } .plan td:last-child:not(.n) { min-width: 17em; }
+.plan td:first-child { min-width: 8em; } .plan td:last-child:has(code) { min-width: 17em; }
 .plan svg { display: block; height: auto; }
 """
 
@@ -85,9 +85,9 @@ def verdict(plan: Plan, over: int | None = None) -> Iterator[str]:
     figures = (
         ("needed", format_bytes(plan.promise.needed), f"of {format_bytes(plan.budget)}", ""),
         ("stays free" if fits else "over", format_bytes(abs(free)), "at the peak", "good" if fits else "bad"),
-        ("time", format_seconds(plan.promise.seconds), "for the whole call", ""),
+        ("time", format_seconds(plan.promise.seconds), "for one call", ""),
         (
-            "with nothing on",
+            "unchanged",
             format_bytes(plan.baseline.needed),
             "fits too" if plan.baseline_fits else "does not fit",
             "",

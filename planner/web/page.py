@@ -19,8 +19,9 @@ from planner.web.view import View
 
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1320px !important; margin: 0 auto !important; }
-.plan h1 { font-size: 1.4rem; line-height: 1.3; margin: 0 0 4px; }
-.gradio-container .plan a { text-decoration: underline; color: inherit; margin: 0 14px 0 0; white-space: nowrap; }
+.gradio-container .prose .plan h1 { font-size: 1.4rem; line-height: 1.3; margin: 0 0 4px; }
+.gradio-container .prose .plan a { text-decoration: underline; color: inherit; margin: 0 14px 0 0;
+  padding: 0; white-space: nowrap; }
 .gradio-container :is(main, .column, .row, .tabs, .tabitem, .block), .main, .main > .wrap { min-width: 0 !important; }
 #form { flex: 0 0 320px; }
 @media (max-width: 800px) { #form { flex: 1 1 100%; } #form, #answer { width: 100%; } }
@@ -41,7 +42,7 @@ share();
 """Keeps the address in step with the answer, and that of the page around it on Spaces, which asks to be told."""
 TYPED = ("vram", "width", "height", "frames", "batch", "steps", "budget")
 """Fields that are answered with Enter or the button: half of a size would be recorded for nothing."""
-BUDGETS = "Each budget"
+BUDGETS = "Budgets"
 """The tab that takes its time, and is filled only while it is looked at."""
 
 
@@ -76,7 +77,7 @@ def built(desk: Desk, start: Form) -> Any:
             with gr.Column(scale=1, min_width=320, elem_id="answer"):
                 verdict = gr.HTML(view.waiting("Planning …"), elem_id="verdict", js_on_load=SHARED)
                 with gr.Tabs() as tabs:
-                    with gr.Tab("Memory and time"):
+                    with gr.Tab("Memory"):
                         pictures = gr.HTML(elem_id="pictures")
                     with gr.Tab(BUDGETS):
                         budgets = gr.HTML(elem_id="budgets")

@@ -18,16 +18,19 @@ EXAMPLES = (
     ("Wan 2.1 video on 24 GB", Form(model="wan2.1-t2v-14b", card="rtx-4090")),
     ("Qwen-Image on 16 GB", Form(model="qwen-image", card="rtx-4060-ti-16gb")),
 )
+PAPER = "var(--body-background-fill)"
+WITHIN = ".gradio-container .prose .plan"
+"""Gradio has rules of its own for what is in a page; these come first."""
 STYLE = f"""
-{report.STYLE}
-.gradio-container .plan {{ --ink: var(--body-text-color); --faint: var(--body-text-color-subdued);
+{report.STYLE.replace(".plan ", f"{WITHIN} ")}
+{WITHIN} {{ --ink: var(--body-text-color); 
   --rule: var(--border-color-primary); --paper: transparent; --code: var(--block-background-fill); font-size: 15px; }}
-.dark .plan {{ --good: #4fd1bd; --bad: #ff7686; }}
-body:not(.dark) .plan {{ --good: #14796b; --bad: #c02b40; }}
-.gradio-container .plan :is(table, thead, tbody, tr, th, td) {{ border-width: 0; }}
-.gradio-container .plan :is(th, td) {{ border-bottom: 1px solid var(--rule); }}
-{drawing.themed("body:not(.dark) .vp", drawing.LIGHT)}
-{drawing.themed("body.dark .vp", drawing.DARK)}
+body.dark {WITHIN} {{ --good: #4fd1bd; --bad: #ff7686; --faint: #98a2b3; }}
+body:not(.dark) {WITHIN} {{ --good: #14796b; --bad: #c02b40; --faint: #667080; }}
+{WITHIN} :is(table, thead, tbody, tr, th, td) {{ border-width: 0; }}
+{WITHIN} :is(th, td) {{ border-bottom: 1px solid var(--rule); }}
+{drawing.themed("body:not(.dark) .vp", drawing.LIGHT._replace(paper=PAPER))}
+{drawing.themed("body.dark .vp", drawing.DARK._replace(paper=PAPER))}
 """
 """Gradio says in the class of the body which of light and dark is shown, whatever the system prefers."""
 

@@ -45,8 +45,8 @@ def test_4k_on_8_gb(tab: Any, address: str, called_out: list[str]) -> None:
     fill(tab, "height", "2224")
     said = read_verdict(tab, "sd15 at 3840×2224 fits in 8.59 GB")
     assert "vae_tiling" in said
-    tab.wait_for_selector("#pictures svg text:has-text('What each change saves and costs')", timeout=PATIENCE)
-    drawn = tab.text_content("#pictures svg >> nth=0")
+    tab.wait_for_selector("#pictures svg.vp text:has-text('What each change saves and costs')", timeout=PATIENCE)
+    drawn = tab.text_content("#pictures svg.vp >> nth=0")
     assert "unet" in drawn
     assert "budget 8.59 GB" in drawn
     assert "vae.decode" in tab.inner_text("#pictures table >> nth=0")
@@ -113,9 +113,9 @@ def test_a_broken_link_is_answered_in_a_sentence(tab: Any, address: str) -> None
 def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     tab.goto(f"{address}?steps=4&width=256&height=256")
     read_verdict(tab, "fits in")
-    turn(tab, "Each budget")
-    tab.wait_for_selector("#budgets svg", timeout=PATIENCE)
-    assert "Time against budget" in tab.text_content("#budgets svg")
+    turn(tab, "Budgets")
+    tab.wait_for_selector("#budgets svg.vp", timeout=PATIENCE)
+    assert "Time against budget" in tab.text_content("#budgets svg.vp")
     assert overflow(tab) == 0
 
 
