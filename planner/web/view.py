@@ -23,7 +23,7 @@ WITHIN = ".gradio-container .prose .plan"
 """Gradio has rules of its own for what is in a page; these come first."""
 STYLE = f"""
 {report.STYLE.replace(".plan ", f"{WITHIN} ")}
-{WITHIN} {{ --ink: var(--body-text-color); 
+{WITHIN} {{ --ink: var(--body-text-color);
   --rule: var(--border-color-primary); --paper: transparent; --code: var(--block-background-fill); font-size: 15px; }}
 body.dark {WITHIN} {{ --good: #4fd1bd; --bad: #ff7686; --faint: #98a2b3; }}
 body:not(.dark) {WITHIN} {{ --good: #14796b; --bad: #c02b40; --faint: #667080; }}
