@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch.overrides import TorchFunctionMode
 
+from planner import fourbit
 from planner.errors import BadRequest, PlannerError, TraceFailed
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.standin import TokenizerStandIn
@@ -104,6 +105,8 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     tie = getattr(module, "tie_weights", None)
     if tie is not None:
         tie()
+    for path in part.packed:
+        fourbit.pack(module.get_submodule(path), nested=part.nested, compute=getattr(torch, part.compute))
     return module.eval().requires_grad_(False)
 
 

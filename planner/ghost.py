@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from planner.packed import is_wrapped, parts, rebuilt
+from planner import fourbit
+from planner.errors import BadRequest
+from planner.packed import is_packed, is_wrapped, parts, rebuilt
 
 LARGE = 4096
 """Elements from which a floating tensor becomes a ghost; below it is a table or a number that code may read back."""
@@ -71,6 +73,8 @@ def haunt(module: torch.nn.Module, mode: FakeTensorMode) -> None:
             for name, tensor in table.items():
                 if tensor is not None and not is_ghost(tensor):
                     table[name] = _haunted(tensor, mode, ghosts)
+        if getattr(part._parameters.get("weight"), "quant_state", None) is not None:
+            fourbit.run_unpacked(part)
         for name, value in vars(part).items():
             if not name.startswith("_"):
                 object.__setattr__(part, name, _haunt_plain(value, mode))
@@ -94,7 +98,7 @@ def _haunted(tensor: torch.Tensor, mode: FakeTensorMode, ghosts: dict[int, torch
     if not is_large(tensor):
         return tensor
     if tensor.is_meta and not (
-        tensor.is_floating_point() or tensor.is_complex()
+        tensor.is_floating_point() or tensor.is_complex() or is_packed(tensor)
     ):  # position ids and the like are counted from zero
         return torch.arange(tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
     if id(tensor) not in ghosts:
@@ -112,6 +116,8 @@ def _haunt_plain(value: Any, mode: FakeTensorMode) -> Any:
 
 
 def _ghost_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    if is_packed(tensor) and not is_wrapped(tensor):
+        return _ghost_beside(tensor, mode)
     if is_wrapped(tensor):
         ghost = rebuilt(tensor, lambda inner: _ghost_tensor(inner, mode))
         return torch.nn.Parameter(ghost, requires_grad=False) if _is_weight(tensor) else ghost
@@ -120,6 +126,29 @@ def _ghost_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(ghost, requires_grad=False)
     return ghost
+
+
+def _ghost_beside(tensor: Any, mode: FakeTensorMode) -> torch.Tensor:
+    """A packed weight whose scales hang on it; without its library's class, whose methods know nothing of ghosts.
+
+    Raises BadRequest for 8-bit weights of bitsandbytes, which keep outliers that only values tell.
+    """
+    if getattr(tensor, "SCB", None) is not None:
+        raise BadRequest(
+            f"Weights of type {type(tensor).__name__} (bitsandbytes, 8 bits) take memory that depends on their values; "
+            "load the model in nf4, or quantize it by torchao."
+        )
+    with mode:
+        packed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    ghost: Any = torch.nn.Parameter(packed, requires_grad=False)
+    if hasattr(tensor, "quant_type") and not hasattr(tensor, "quant_state"):  # GGUF
+        ghost.quant_type, ghost.quant_shape, ghost.as_tensor = tensor.quant_type, tensor.quant_shape, lambda: packed
+        return cast(torch.Tensor, ghost)
+    memo: dict[int, Any] = {
+        id(piece.tensor): _ghost_tensor(piece.tensor, mode) for piece in parts(tensor) if piece.tensor is not tensor
+    }
+    ghost.quant_state = copy.deepcopy(tensor.quant_state, memo)
+    return cast(torch.Tensor, ghost)
 
 
 def _hooked(part: object) -> bool:

@@ -19,6 +19,8 @@ TOKENIZER = "tokenizer_config.json"
 LIBRARIES = ("diffusers", "transformers")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names in a safetensors header, and torch's."""
+BESIDE = ".weight."
+"""In the names of what hangs on a packed weight: `to_q.weight.absmax`."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer headers (safetensors/src/tensor.rs, MAX_HEADER_SIZE)."""
 PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -69,14 +71,35 @@ def settings(index: dict[str, Json]) -> dict[str, Json]:
 
 
 def read_config(folder: Path, name: str, library: str, file: str) -> dict[str, Json]:
-    """A component's configuration.  Raises BadRequest when it needs remote code or is quantized."""
+    """A component's configuration.  Raises BadRequest when it needs remote code."""
     config = read_json(folder / name / file)
     _refuse_scripts(folder / name)
     if "auto_map" in config and library == "transformers":  # elsewhere diffusers has the class and ignores the map
         raise _remote_code(folder, f"{name}/{file} has an auto_map")
-    if "quantization_config" in config:
-        raise BadRequest(f"{folder / name} is stored quantized: give the folder of the unquantized model.")
     return config
+
+
+def packed_layers(folder: Path, how: Mapping[str, Json]) -> tuple[str, ...]:
+    """The layers a component stores in 4 bits, as its files name them.
+
+    `how`: its `quantization_config`.  Raises BadRequest for other ways to quantize, and where there are no files.
+    """
+    method = str(how.get("quant_method") or "no method named")
+    if not how.get("load_in_4bit"):
+        eight = " (8 bits)" if how.get("load_in_8bit") else ""
+        raise BadRequest(
+            f"{folder} is stored quantized by {method}{eight}, of which only bitsandbytes' 4 bits can be sized: "
+            "give the unquantized folder, and plan with fidelity lossy and use=quantization."
+        )
+    files = sorted(folder.glob("*.safetensors"))
+    names = {name for file in files for name in _header(file)}
+    layers = sorted(name.removesuffix(".weight.absmax") for name in names if name.endswith(".weight.absmax"))
+    if not layers:
+        raise BadRequest(
+            f"{folder} says that it is stored in 4 bits, and 0 of its {len(files)} safetensors files have such "
+            "weights; fetch its weights too, for they alone say which layers."
+        )
+    return tuple(layers)
 
 
 def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
@@ -110,19 +133,25 @@ def write_json(path: Path, content: Mapping[str, Json]) -> None:
 
 
 def _bytes_by_dtype(file: Path) -> Counter[str]:
-    """Bytes per dtype from a safetensors header: eight bytes of length, then JSON."""
+    """Bytes per dtype from a safetensors header: eight bytes of length, then JSON.  Packed weights have none."""
     sizes: Counter[str] = Counter()
+    for name, (dtype, nbytes) in _header(file).items():
+        if dtype != "U8" and BESIDE not in name:
+            sizes[dtype] += nbytes
+    return sizes
+
+
+def _header(file: Path) -> dict[str, tuple[str, int]]:
+    """Dtype and bytes of each tensor in a safetensors file.  Raises UnknownModel."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = stream.read(length) if length <= LONGEST_HEADER else b""
-        for name, tensor in json.loads(header).items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                sizes[tensor["dtype"]] += end - start
+            header = json.loads(stream.read(length) if length <= LONGEST_HEADER else b"")
+        header.pop("__metadata__", None)
+        spans = ((name, each["dtype"], *each["data_offsets"]) for name, each in header.items())
+        return {name: (str(dtype), int(end) - int(start)) for name, dtype, start, end in spans}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnknownModel(f"{file} has no readable safetensors header: fetch the file again.") from error
-    return sizes
 
 
 def _is_pair(entry: Json) -> bool:

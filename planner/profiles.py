@@ -57,6 +57,12 @@ class ComponentProfile:
     """Tokens a tokenizer pads and cuts to; 0 where it does not."""
     optional: bool = False
     """Left out unless asked for."""
+    packed: tuple[str, ...] = ()
+    """Linear layers stored in 4 bits, by path."""
+    nested: bool = False
+    """Whether the scales of those are quantized too."""
+    compute: str = ""
+    """Dtype in which those compute; empty: that of what they are given."""
 
     @property
     def readied(self) -> tuple[str, tuple[str, ...]] | None:
@@ -286,8 +292,14 @@ def _from_folder(path: Path, name: str, library: str, kind: str, checked: bool) 
         return part
     config = hub.read_config(path, name, library, CONFIG_FILES[part.role])
     facts = {key: value for key, value in config.items() if not key.startswith("_") and key not in NOT_FACTS}
+    given = facts.pop("quantization_config", None)
+    packed = hub.packed_layers(path / name, given) if isinstance(given, dict) else ()
     stored = hub.stored_dtype(path / name, config) if part.role == "model" else ""
-    return replace(part, config=facts, dtype=stored, stored=stored)
+    part = replace(part, config=facts, dtype=stored, stored=stored, packed=packed)
+    if not isinstance(given, dict):
+        return part
+    compute = str(given.get("bnb_4bit_compute_dtype") or "float32")  # what its class does where nothing is said
+    return replace(part, nested=bool(given.get("bnb_4bit_use_double_quant")), compute=compute)
 
 
 def write_folder(model: str | PipelineProfile, path: Path) -> None:
@@ -312,8 +324,15 @@ def _heading(part: ComponentProfile) -> dict[str, Json]:
     return {"architectures": [part.kind], "torch_dtype": part.dtype}
 
 
+def _packed(part: ComponentProfile) -> tuple[object, ...]:
+    return (part.packed, part.nested, part.compute) if part.packed else ()
+
+
 def content_key(profile: PipelineProfile) -> str:
     """A hash of all that shapes a program: pipeline, settings, and each loaded component; the same on every machine."""
-    parts = {part.name: [part.library, part.kind, part.dtype, part.max_length, part.config] for part in profile.loaded}
+    parts = {
+        part.name: [part.library, part.kind, part.dtype, part.max_length, part.config, *_packed(part)]
+        for part in profile.loaded
+    }
     facts = json.dumps([profile.pipeline, profile.settings, parts], sort_keys=True, default=dict)
     return hashlib.sha256(facts.encode()).hexdigest()

@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from planner.packed import is_packed, parts
 
 SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-IGNORED = {"layer_idx", "forward", "_apply", "extra_repr"}
+IGNORED = {"layer_idx", "forward", "_apply", "extra_repr", "quant_state"}
 """Attributes that do not change what a module does: `layer_idx` numbers the layers of a transformers model for caches
-of past keys, which diffusion pipelines do not keep; two are the tracer's own, and the last is for printing."""
+of past keys, which diffusion pipelines do not keep; two are the tracer's own, `extra_repr` is for printing, and
+`quant_state` hangs on the weight too."""
 
 
 class Opaque(Exception):

@@ -228,6 +228,9 @@ def _once(
 ) -> torch.Tensor:
     if id(tensor) not in done:
         changed = change(tensor)
+        if changed is tensor:
+            done[id(tensor)] = tensor
+            return tensor
         is_weight = isinstance(tensor, torch.nn.Parameter)
         done[id(tensor)] = torch.nn.Parameter(changed, requires_grad=False) if is_weight else changed
     return done[id(tensor)]

@@ -368,5 +368,5 @@ def test_quantized_folders_are_refused(folder):
     with pytest.raises(BadRequest, match="stores weights as F8_E4M3"):
         profiles.read_folder(folder)
     edit(folder / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(BadRequest, match="is stored quantized"):
+    with pytest.raises(BadRequest, match="stored quantized by bitsandbytes, of which only"):
         profiles.read_folder(folder)

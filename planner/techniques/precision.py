@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.device import Device
+from planner.packed import packs
 from planner.program import Program, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Scope, Undo
@@ -29,7 +30,8 @@ class Precision:
     needs: str = "weights in float32 and fidelity faithful"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
-        single = any("denoiser" in part.traits and part.dtype == "float32" for part in program.components)
+        plain = [part for part in program.components if "quantized" not in part.traits]
+        single = any("denoiser" in part.traits and part.dtype == "float32" for part in plain)
         if not single or program.variant.dtype or request.fidelity < Fidelity.FAITHFUL:
             return ()
         wide = any(part.kind.startswith(TRAINED_IN_BFLOAT16) for part in program.components)
@@ -75,7 +77,7 @@ def cast_by_loading(module: Any, dtype: Any) -> Iterator[Any]:
     """
     import torch
 
-    if getattr(module, "hf_quantizer", None) is not None:
+    if getattr(module, "hf_quantizer", None) is not None or packs(module):
         return
     kept = _kept_in_single(module, dtype)
     for name, tensor in module.state_dict(keep_vars=True).items():

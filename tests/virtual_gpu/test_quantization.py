@@ -80,4 +80,4 @@ def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str
     assert 0.999 * seen["allocated"] <= foreseen.allocated <= 1.01 * seen["allocated"]
     phase = "unet" if model == "sdxl" else "transformer"
     assert 0.999 * seen["phases"][phase]["allocated"] <= by_phase[phase] <= 1.01 * seen["phases"][phase]["allocated"]
-    assert seen["left"] < 10_000_000  # cuBLAS keeps a workspace
+    assert seen["left"] < 32_000_000  # cuBLAS keeps a workspace, an autoencoder of videos its last frames
