@@ -1,4 +1,7 @@
-"""Snippet: a plan as plain diffusers code to copy, from loading to the call.  It needs nothing of the planner."""
+"""Snippet: a plan as plain diffusers code to copy, from loading to the call.
+
+It needs nothing of the planner but the functions for what diffusers lacks.
+"""
 
 from __future__ import annotations
 

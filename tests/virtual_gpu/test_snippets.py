@@ -13,6 +13,7 @@ from planner.snippet import code
 
 PROMPT = " ".join(["word"] * 64)
 """As long as the planner takes a prompt to be that is not padded."""
+SMALL = {"height": 512, "width": 512, "steps": 2}
 
 
 def printed(model: str, snippet: str, prompt: str) -> dict[str, Any]:
@@ -61,6 +62,28 @@ def applied(model: str, made: dict[str, Any], call: dict[str, Any]) -> int:
     [
         ("sd15", {"budget": "8GB", "height": 2224, "width": 3840, "steps": 2}),
         ("sd3-medium", {"budget": "80%", "height": 1024, "width": 1024, "steps": 2}),
+        (
+            "sd15",
+            {
+                "use": ["micro_batch=1"],
+                "without": ["placement"],
+                "budget": "1.6GB",
+                "height": 512,
+                "width": 512,
+                "steps": 2,
+            },
+        ),
+        (
+            "sd15",
+            {
+                "use": ["placement=group_leaf_stream", "layerwise_casting"],
+                "budget": "80%",
+                "fidelity": "lossy",
+                "height": 512,
+                "width": 512,
+                "steps": 2,
+            },
+        ),
     ],
 )
 def test_the_printed_code_does_what_the_plan_does(
@@ -68,6 +91,8 @@ def test_the_printed_code_does_what_the_plan_does(
 ) -> None:
     made = plan(model, device=cards.card("rtx-3070"), cache=tmp_path, **wanted)
     assert any(not option.neutral for option in made.options)
+    assert all(made.option(each.partition("=")[0]) for each in wanted.get("use", ()))
+    assert made.option("streaming") or "placement" not in wanted.get("without", ())
     properties = {**card("rtx-3070"), "context": made.promise.context}
     by_hand = vgpu.script(printed, {"model": model, "snippet": code(made), "prompt": PROMPT}, **properties)
     call = {"height": wanted["height"], "width": wanted["width"], "num_inference_steps": 2, "prompt": PROMPT}
