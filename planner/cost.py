@@ -6,6 +6,7 @@ computed once however often it is called.  `planner.rehearsal` replays the same 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -109,7 +110,7 @@ class Cost:
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
         """Peak and seconds of each phase; what the pipeline does between calls belongs to the phase before it."""
-        events = program.recordings[program.course].events
+        course, events = program.recordings[program.course], program.events
         key = (program.family, program.tracing, program.variant.splits)
         known, walked = self._walks.get(key, ((), []))
         walk = next((w for w in reversed(walked) if known[: w.place] == events[: w.place]), None)
@@ -117,7 +118,7 @@ class Cost:
         kept = [w for w in walked if w.place <= walk.place]
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
         again: dict[tuple[object, ...], Stretch] = {}
-        for place, called, stretch in stretches(events, walk.place):
+        for place, called, stretch in stretches(course, walk.place):
             if called and called != walk.now:
                 walk.place = place
                 kept.append(walk.copy(program))
@@ -160,10 +161,11 @@ class Cost:
         return Body(meter.peak, meter.most, meter.clock.span, meter.sizes)
 
 
-def stretches(events: tuple[Event, ...], start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:
+def stretches(course: Recording, start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:
     """A course from `start` on in parts that begin with a component call: place, module called, events."""
-    began, module = start, ""
-    for place, (_, called) in enumerate(calls(events[start:]), start):
+    began, module, events = start, "", course.events
+    places = course.landmarks[bisect_left(course.landmarks, start) :]
+    for place, (_, called) in zip(places, calls(events[place] for place in places), strict=True):
         if called and place > start:
             yield began, module, events[began:place]
             began = place

@@ -57,7 +57,7 @@ def groupable(program: Program, name: str, grouping: Grouping) -> bool:
     autoencoder has beside its lists, for `decode` is no `forward`.
     """
     component = program.component(name)
-    events = program.recordings[program.course].events
+    events = tuple(program.landmarks)
     if not component.stacks or (grouping.stream and any(isinstance(e, Cast) and e.component == name for e in events)):
         return False
     used = {module for e in events if (module := _module(e)).partition(".")[0] == name}

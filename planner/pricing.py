@@ -14,12 +14,12 @@ from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
-from planner.program import Call, Program, Variant
+from planner.program import Call, Component, Program
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
 from planner.streaming import passes
-from planner.techniques.base import Option, Outlining, Scope, Technique
+from planner.techniques.base import Option, Outline, Outlining, Scope, Technique
 
 Candidate = tuple[Option, ...]
 EXPANDABLE = "expandable_segments"
@@ -79,6 +79,7 @@ class Pricer:
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
+        self._offered: dict[tuple[str, Candidate], tuple[Option, ...]] = {}
         self._cut: dict[tuple[str, str, str, tuple[Call, ...]], Passes] = {}
 
     @property
@@ -89,43 +90,46 @@ class Pricer:
     def price(self, candidate: Candidate) -> Priced:
         """The candidate's program and phases."""
         if candidate not in self._known:
-            variant = Variant()
-            for option in candidate:
-                variant = self.techniques[option.technique].variant(variant, option)
-            program = self._programs.get(variant)
-            for option in candidate:
-                program = self.techniques[option.technique].rewrite(program, option)
+            program = self._programs.under(candidate, self.techniques)
             phases = taught(self._cost.phases(program), program, self._device, self._lessons)
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
 
-    def sketch(self, scene: Priced, option: Option) -> Sketch | None:
-        """What an option adds to a scene with all weights on the card, without writing it into the program.
+    def sketches(self, scene: Priced, options: Sequence[Option]) -> list[Sketch | None]:
+        """What options for one component add to a scene with all weights on the card, without writing them into it.
 
-        At the moment of a phase's peak the weights that left are missing and nothing else is; where some are fetched, a
-        pass holds at least what its pieces do.  None where that cannot be said.
+        None where that cannot be said.
         """
-        technique, program, name = self.techniques[option.technique], scene.program, option.component
-        outline = technique.outline(program, option) if isinstance(technique, Outlining) else None
-        if outline is None:
-            return None
-        burdens = self._passes(program, name).burdens(outline.away)
-        weights, seconds, rows = sum(map(rounded, program.component(name).weights)), 0.0, []
+        technique = self.techniques[options[0].technique]
+        if not isinstance(technique, Outlining):
+            return [None] * len(options)
+        cut = self._passes(scene.program, options[0].component)
+        weights = held(scene.program.component(options[0].component))
+        pairs = zip(options, technique.outlines(scene.program, options), strict=True)
+        return [self._sketch(scene, option, o, cut, weights) if o else None for option, o in pairs]
+
+    def _sketch(self, scene: Priced, option: Option, outline: Outline, cut: Passes, weights: int) -> Sketch:
+        """At the moment of a phase's peak the weights that left are missing and nothing else is.
+
+        Where some are fetched, a pass holds at least what its pieces do.
+        """
+        burdens, seconds, rows = cut.burdens(outline.away), 0.0, []
         ends = [phase.name for phase in scene.phases if owner(phase.name) == outline.until]
-        arriving = self._arriving(outline.aboard)
+        aboard, arriving = sum(outline.aboard), self._arriving(outline.aboard)
         for phase in scene.phases:
-            own, burden = owner(phase.name) == name, burdens.get(phase.name)
-            gone = outline.kept + (sum(outline.aboard) if own else 0) - weights
+            own, burden = owner(phase.name) == option.component, burdens.get(phase.name)
+            gone = outline.kept + (aboard if own else 0) - weights
             rows.append(gone if phase.grown == 1 else floor(gone * phase.grown) - 2)
             if own:
-                seconds += (arriving + (burden.seconds if burden else 0.0)) * phase.slower * program.variant.splits
+                seconds += (
+                    (arriving + (burden.seconds if burden else 0.0)) * phase.slower * scene.program.variant.splits
+                )
                 arriving = 0.0
             if burden and phase.grown == 1:
                 rows[-1] = max(rows[-1], gone + burden.most + phase.peak.weights - phase.peak.total)
             if ends == [phase.name] and phase.grown == 1:  # they leave when it has begun
-                rows[-1] = max(rows[-1], gone + sum(outline.aboard) + phase.peak.weights - phase.peak.total)
-        host = sum(outline.aboard) + sum(size for _, size in outline.away)
-        return Sketch(seconds=seconds, memory=tuple(rows), host=host)
+                rows[-1] = max(rows[-1], gone + aboard + phase.peak.weights - phase.peak.total)
+        return Sketch(seconds=seconds, memory=tuple(rows), host=aboard + sum(size for _, size in outline.away))
 
     def _arriving(self, units: tuple[int, ...]) -> float:
         """Seconds until units have arrived before the first pass; the host waits for their setting out, too."""
@@ -154,9 +158,8 @@ class Pricer:
 
     def baseline(self) -> Priced:
         """Nothing switched on, every component on the card."""
-        bare = self.price(())
-        offered = (option for name in self.techniques for option in self._options(name, bare))
-        return self.price(self.merged(bare, tuple(option for option in offered if option.neutral)))
+        offered = (option for name in self.techniques for option in self._options(name, ()))
+        return self.price(tuple(option for option in offered if option.neutral))
 
     def resized(self, request: Request) -> Pricer:
         """The same for another request of the same model."""
@@ -168,7 +171,7 @@ class Pricer:
         bare = tuple(option for option in candidate if not option.neutral)
         if not any(option.component for option in bare):
             return candidate
-        return neutral(candidate, self._options(PLACEMENT, self.price(bare)))
+        return neutral(candidate, self._options(PLACEMENT, bare))
 
     def roots(self) -> tuple[Priced, ...]:
         """What every candidate starts from: each way to have the techniques the request names.
@@ -186,7 +189,7 @@ class Pricer:
     def stands(self, priced: Priced) -> bool:
         """Whether what the request names is still on offer after all that was chosen before it."""
         return all(
-            option in self._options(option.technique, self.price(priced.candidate[:place]))
+            option in self._options(option.technique, priced.candidate[:place])
             for place, option in enumerate(priced.candidate)
             if option.technique in self._demands and option.technique != PLACEMENT
         )
@@ -201,15 +204,19 @@ class Pricer:
 
     def offered(self, name: str, priced: Priced) -> tuple[Option, ...]:
         """What can still be chosen: what the request names is there already, and what it rules out never is."""
-        options = self._options(name, priced)
+        options = self._options(name, priced.candidate)
         if name == PLACEMENT:
             demand, resident = self._demands.get(name), name in self._request.without
             return tuple(o for o in options if (not demand or demand.meets(o)) and (o.neutral or not resident))
         return () if name in self._demands or name in self._request.without else options
 
-    def _options(self, name: str, priced: Priced) -> tuple[Option, ...]:
-        technique = self.techniques.get(name)
-        return technique.options(priced.program, self._device, self._request) if technique else ()
+    def _options(self, name: str, candidate: Candidate) -> tuple[Option, ...]:
+        if (name, candidate) not in self._offered:
+            technique = self.techniques.get(name)
+            program = self._programs.under(candidate, self.techniques)
+            options = technique.options(program, self._device, self._request) if technique else ()
+            self._offered[name, candidate] = options
+        return self._offered[name, candidate]
 
     def merged(self, priced: Priced, options: Candidate) -> Candidate:
         """The candidate with these options too, in order of applying."""
@@ -221,6 +228,11 @@ class Pricer:
         names = (name for name, technique in self.techniques.items() if technique.scope == scope)
         offered = [(None, *self.offered(name, priced)) for name in names]
         return [tuple(option for option in choice if option is not None) for choice in product(*offered)]
+
+
+def held(component: Component) -> int:
+    """Bytes of a component's weights on the card."""
+    return sum(map(rounded, component.weights))
 
 
 def owner(module: str) -> str:

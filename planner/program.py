@@ -174,6 +174,9 @@ class Join(NamedTuple):
     """The host waits until all kernels have run, as diffusers does before it lets streamed weights go."""
 
 
+MARKS = frozenset((Call, Enter, Exit, Cast))
+"""Kinds of events that are landmarks of a body, where a call names its module."""
+
 Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Await | Join
 
 
@@ -187,6 +190,15 @@ class Recording:
     """Class of the module, or name of the method."""
     own: tuple[int, ...]
     events: tuple[Event, ...]
+    _landmarks: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def landmarks(self) -> tuple[int, ...]:
+        """Places of the events that say who works: modules called, entered and left, and casts."""
+        if self._landmarks is None:
+            found = (n for n, e in enumerate(self.events) if type(e) in MARKS and (type(e) is not Call or e.module))
+            object.__setattr__(self, "_landmarks", tuple(found))
+        return self._landmarks or ()
 
 
 METHODS = ("encode", "decode", "get_text_features", "get_image_features")
@@ -355,6 +367,12 @@ class Program:
     def events(self) -> tuple[Event, ...]:
         """Those of the outermost body."""
         return self.recordings[self.course].events
+
+    @property
+    def landmarks(self) -> Iterator[Event]:
+        """Those of the outermost body that say who works."""
+        events = self.events
+        return (events[place] for place in self.recordings[self.course].landmarks)
 
     def component(self, name: str) -> Component:
         """The component called `name`; KeyError if there is none."""

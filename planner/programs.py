@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,7 @@ from planner.program import Program, Variant
 from planner.quiet import quiet
 from planner.request import Request
 from planner.techniques import DEFAULT
-from planner.techniques.base import Technique
+from planner.techniques.base import Option, Technique
 
 if TYPE_CHECKING:
     from planner.ghost import Ghost
@@ -117,6 +117,19 @@ class Programs:
         self._known = {program.variant: program for program in found}
         self._fresh = False
         self._others: dict[Request, Programs] = {}
+        self._under: dict[tuple[Option, ...], Program] = {}
+
+    def under(self, options: tuple[Option, ...], techniques: Mapping[str, Technique]) -> Program:
+        """The program with these options, written once for all cards.  Techniques of one name write alike."""
+        if options not in self._under:
+            variant = Variant()
+            for option in options:
+                variant = techniques[option.technique].variant(variant, option)
+            program = self.get(variant)
+            for option in options:
+                program = techniques[option.technique].rewrite(program, option)
+            self._under[options] = program
+        return self._under[options]
 
     def get(self, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""

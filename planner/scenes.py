@@ -13,8 +13,7 @@ from itertools import groupby
 from math import inf
 
 from planner import solve
-from planner.cost import rounded
-from planner.pricing import Candidate, Priced, Pricer, described, fidelity, intervention
+from planner.pricing import Candidate, Priced, Pricer, Sketch, described, fidelity, held, intervention
 from planner.techniques.base import Option, Scope
 
 DENOISER: Scope = "denoiser"
@@ -108,9 +107,9 @@ class Scenes:
     def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]]) -> Scene:
         """The solver's problem for one scene; `streams` are choices for single components, which then have groups."""
         options: dict[str, Candidate] = {}
-        held = [_held(priced, name) for name in streams]
+        whole = [held(priced.program.component(name)) for name in streams]
         groups = [self._streams(priced, choices, options) for choices in streams.values()]
-        room = _room(self._limits.capacity + sum(held), groups, len(priced.phases))
+        room = _room(self._limits.capacity + sum(whole), groups, len(priced.phases))
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
         mine = {row for _, rows in scopes for row in rows}
@@ -122,7 +121,7 @@ class Scenes:
         problem = solve.Problem(
             label=described(priced.candidate) + (" + streaming" if streams else ""),
             groups=((self._offer(priced, (), range(0), priced),), *groups),
-            base=tuple((0 if n in mine else phase.peak.total) - sum(held) for n, phase in enumerate(priced.phases)),
+            base=tuple((0 if n in mine else phase.peak.total) - sum(whole) for n, phase in enumerate(priced.phases)),
             capacity=self._limits.capacity, host=self._limits.host,
             seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
         )  # fmt: skip
@@ -136,34 +135,31 @@ class Scenes:
 
         Those that leave least in some phase are priced, for that is what the other groups may take.
         """
-        held = _held(scene, choices[0].component)
-        resident = solve.Offer(name=described(()), seconds=0.0, memory=(held,) * len(scene.phases))
-        offers = [resident, *(self._sketched(scene, option) for option in choices)]
+        weights = held(scene.program.component(choices[0].component))
+        sketches = zip(choices, self._pricer.sketches(scene, choices), strict=True)
+        resident = solve.Offer(name=described(()), seconds=0.0, memory=(weights,) * len(scene.phases))
+        offers = [
+            resident,
+            *(
+                _sketched(option, made, weights) if made else self._streamed(scene, (option,))
+                for option, made in sketches
+            ),
+        ]
         options |= {offer.name: choice for offer, choice in zip(offers, ((), *((o,) for o in choices)), strict=True)}
         for row in range(len(scene.phases)):
             while (least := min(offers, key=lambda offer: offer.memory[row])).sketch:
                 offers[offers.index(least)] = self._streamed(scene, options[least.name])
         return tuple(offers)
 
-    def _sketched(self, scene: Priced, option: Option) -> solve.Offer:
-        """One way to stream a component as far as it is known without writing it into the program."""
-        sketch = self._pricer.sketch(scene, option)
-        if sketch is None:
-            return self._streamed(scene, (option,))
-        held = _held(scene, option.component)
-        return solve.Offer(
-            name=described((option,)), seconds=sketch.seconds, memory=tuple(held + more for more in sketch.memory),
-            host=sketch.host, fidelity=fidelity((option,)), changes=1, sketch=True,
-        )  # fmt: skip
-
     def _streamed(self, scene: Priced, choice: Candidate) -> solve.Offer:
         """One way to stream a component; rows count all its weights, so that none is negative."""
-        held, priced = _held(scene, choice[0].component), self._pricer.price(self._pricer.merged(scene, choice))
+        weights = held(scene.program.component(choice[0].component))
+        priced = self._pricer.price(self._pricer.merged(scene, choice))
         more = zip(priced.phases, scene.phases, strict=True)
         return solve.Offer(
             name=described(choice),
             seconds=priced.seconds - scene.seconds,
-            memory=tuple(held + phase.peak.total - before.peak.total for phase, before in more),
+            memory=tuple(weights + phase.peak.total - before.peak.total for phase, before in more),
             host=priced.program.waiting - scene.program.waiting,
             fidelity=fidelity(choice),
             changes=len(choice),
@@ -218,9 +214,12 @@ class Scenes:
         )
 
 
-def _held(scene: Priced, component: str) -> int:
-    """Bytes of a component's weights on the card."""
-    return sum(map(rounded, scene.program.component(component).weights))
+def _sketched(option: Option, sketch: Sketch, weights: int) -> solve.Offer:
+    """One way to stream a component as far as it is known without writing it into the program."""
+    return solve.Offer(
+        name=described((option,)), seconds=sketch.seconds, memory=tuple(weights + more for more in sketch.memory),
+        host=sketch.host, fidelity=fidelity((option,)), changes=1, sketch=True,
+    )  # fmt: skip
 
 
 def _room(most: int, groups: Sequence[Sequence[solve.Offer]], phases: int) -> list[int]:

@@ -76,7 +76,7 @@ def streamable(program: Program, name: str) -> bool:
 
 def successor(program: Program, name: str) -> str:
     """The component called first after the last call of `name` that does not work in between; empty where none is."""
-    order = [_owner(event) for event in program.recordings[program.course].events if _is_call(event)]
+    order = [_owner(event) for event in program.landmarks if _is_call(event)]
     if name not in order:
         return ""
     first, last = order.index(name), len(order) - 1 - order[::-1].index(name)
@@ -107,8 +107,9 @@ def stream(program: Program, name: str, away: Collection[str], until: str = "") 
 def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, ...], until: str) -> Iterator[Event]:
     """The course in long pieces between the calls that matter."""
     here, first, done = False, True, 0
-    events = program.recordings[program.course].events
-    for place, event in enumerate(events):
+    events = program.events
+    for place in program.recordings[program.course].landmarks:
+        event = events[place]
         if not isinstance(event, (Call, Enter)) or (owner := _owner(event)) not in (name, until) or not owner:
             continue
         yield from events[done:place]
@@ -126,7 +127,7 @@ def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, .
 
 
 def _calls(program: Program, name: str) -> Iterator[Event]:
-    return (event for event in program.events if _is_call(event) and _owner(event) == name)
+    return (event for event in program.landmarks if _is_call(event) and _owner(event) == name)
 
 
 def passes(program: Program, name: str) -> Iterator[Call]:

@@ -8,9 +8,10 @@ from planner import profiles
 from planner.cards import card
 from planner.device import Device
 from planner.lessons import Lessons, kind_of
-from planner.pricing import Pricer
+from planner.pricing import Priced, Pricer, Sketch
 from planner.programs import FromProfile, Programs
 from planner.request import Request
+from planner.techniques.base import Option
 from planner.techniques.placement import Placement
 from planner.techniques.split import Split
 from planner.techniques.streaming import Streaming
@@ -33,17 +34,27 @@ def priced(programs: Programs, device: Device, lessons: Lessons | None = None) -
     return Pricer(programs, device, request, techniques, *([lessons] if lessons else []))
 
 
+def sketched(pricer: Pricer, scene: Priced) -> dict[Option, Sketch]:
+    """Every way to stream a component, in outline."""
+    options = pricer.offered("streaming", scene)
+    found: dict[Option, Sketch] = {}
+    for name in dict.fromkeys(option.component for option in options):
+        mine = [option for option in options if option.component == name]
+        found |= {option: made for option, made in zip(mine, pricer.sketches(scene, mine), strict=True) if made}
+    assert len(found) == len(options)
+    return found
+
+
 @pytest.mark.parametrize("name", CARDS)
 @pytest.mark.parametrize("splits", [1, 2])
 def test_never_more_and_hardly_less(programs: Programs, name: str, splits: int) -> None:
     pricer = priced(programs, card(name))
     calls = tuple(o for o in pricer.offered("split", pricer.price(())) if o.value == splits)
     scene = pricer.price(pricer.merged(pricer.baseline(), calls))
-    options = pricer.offered("streaming", scene)
-    assert len(options) > 50
-    for option in options:
-        sketch, exact = pricer.sketch(scene, option), pricer.price(pricer.merged(scene, (option,)))
-        assert sketch is not None
+    sketches = sketched(pricer, scene)
+    assert len(sketches) > 50
+    for option, sketch in sketches.items():
+        exact = pricer.price(pricer.merged(scene, (option,)))
         assert exact.seconds - scene.seconds == pytest.approx(sketch.seconds, abs=1e-9)
         for less, before, after in zip(sketch.memory, scene.phases, exact.phases, strict=True):
             assert 0 <= after.peak.total - before.peak.total - less <= NEAR
@@ -54,9 +65,7 @@ def test_no_pass_no_burden(programs: Programs) -> None:
     """What stays while its component works is fetched once."""
     pricer = priced(programs, card("rtx-3070"))
     scene = pricer.baseline()
-    option = next(o for o in pricer.offered("streaming", scene) if o.component == "unet" and "0/" in str(o.value))
-    sketch = pricer.sketch(scene, option)
-    assert sketch is not None
+    sketch = next(s for o, s in sketched(pricer, scene).items() if o.component == "unet" and "0/" in str(o.value))
     assert sketch.seconds == pytest.approx(sketch.host / card("rtx-3070").pinned_rate, rel=0.1)
 
 
@@ -67,9 +76,8 @@ def test_what_runs_taught_counts(programs: Programs) -> None:
     taught = Lessons({(*kind, "memory"): (1.25,), (*kind, "seconds"): (1.5,)})
     pricer = priced(programs, card("rtx-3070"), taught)
     scene = pricer.baseline()
-    for option in pricer.offered("streaming", scene):
-        sketch, exact = pricer.sketch(scene, option), pricer.price(pricer.merged(scene, (option,)))
-        assert sketch is not None
+    for option, sketch in sketched(pricer, scene).items():
+        exact = pricer.price(pricer.merged(scene, (option,)))
         assert sketch.seconds <= exact.seconds - scene.seconds + 1e-9
         for less, before, after in zip(sketch.memory, scene.phases, exact.phases, strict=True):
             assert less <= after.peak.total - before.peak.total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -88,8 +88,8 @@ class Technique(Protocol):
 
 @runtime_checkable
 class Outlining(Protocol):
-    """A technique of scope `component` that can say what an option moves without writing it into the program."""
+    """A technique of scope `component` that can say what its options move without writing them into the program."""
 
-    def outline(self, program: Program, option: Option) -> Outline | None:
-        """None where only the program under the option tells."""
+    def outlines(self, program: Program, options: Sequence[Option]) -> Sequence[Outline | None]:
+        """Of options for one component; None where only the program under the option tells."""
         ...

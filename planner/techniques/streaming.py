@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -59,23 +59,14 @@ class Streaming:
         away = [component.units[place].path for place in spread(sizes, count)]
         return stream(program, component.name, away, until)
 
-    def outline(self, program: Program, option: Option) -> Outline | None:
+    def outlines(self, program: Program, options: Sequence[Option]) -> Sequence[Outline | None]:
         """None for weights that change their size on the way."""
-        component = program.component(option.component)
-        events = program.recordings[program.course].events
-        if any(isinstance(event, Cast) and event.component == component.name for event in events):
-            return None
-        count, _, until = parsed(option)
-        sizes = [block(component, unit) for unit in component.units]
-        away = set(spread(sizes, count))
-        gone = range(len(sizes)) if until else away
-        left = {place for n in gone for place in component.units[n].places}
-        return Outline(
-            kept=sum(aligned(size) for place, size in enumerate(component.weights) if place not in left),
-            aboard=tuple(sizes[n] for n in gone if n not in away),
-            until=until,
-            away=tuple((component.units[n].path, sizes[n]) for n in sorted(away)),
-        )
+        component = program.component(options[0].component)
+        if any(isinstance(event, Cast) and event.component == component.name for event in program.landmarks):
+            return [None] * len(options)
+        blocks = {unit.path: block(component, unit) for unit in component.units}
+        whole = sum(map(aligned, component.weights))
+        return [_outline(blocks, whole, option) for option in options]
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         count, of, until = parsed(option)
@@ -104,6 +95,20 @@ class Streaming:
         extra = f", until=pipe.{until}" if until else ""
         call = f"move_units(pipe.{component.name}, {count}{extra})"
         return Option(technique=self.name, value=value, component=component.name, calls=(IMPORT, call))
+
+
+def _outline(blocks: Mapping[str, int], whole: int, option: Option) -> Outline:
+    """What an option moves of a component's units and their bytes, and of its bytes in all."""
+    count, _, until = parsed(option)
+    units, sizes = list(blocks.items()), list(blocks.values())
+    away = set(spread(sizes, count))
+    gone = range(len(sizes)) if until else away
+    return Outline(
+        kept=whole - sum(sizes[n] for n in gone),
+        aboard=tuple(sizes[n] for n in gone if n not in away),
+        until=until,
+        away=tuple(units[n] for n in sorted(away)),
+    )
 
 
 def move_units(module: Any, count: int, *, device: str = "", until: Any = None, of: int | None = None) -> Undo:
