@@ -25,6 +25,7 @@ class Choice:
     solution: solve.Solution
     scenes: tuple[Scene, ...]
     explored: int
+    """Combinations priced on this card so far."""
     pruned: tuple[tuple[Priced, Priced], ...]
     """Candidates that are neither faster nor leaner in any phase than the one they were compared with."""
 

@@ -178,8 +178,9 @@ def _budget(plan: Plan) -> str:
 
 
 def _search(plan: Plan) -> str:
+    whole = f" of {plan.combinations:,}" if plan.combinations else ""
     return (
-        f"Search: {plan.explored} combinations priced or ruled out; none that fits is faster than "
+        f"Search: {plan.explored}{whole} combinations priced, the others ruled out; none that fits is faster than "
         f"{format_seconds(plan.bound)}.  Fidelity: up to {plan.request.fidelity.name.lower()}."
     )
 

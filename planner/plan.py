@@ -105,11 +105,13 @@ class Plan:
     bound: float
     """Seconds; no combination that fits is faster."""
     explored: int
-    """How many combinations were priced or ruled out."""
+    """How many combinations were priced; all others were ruled out by what they can be at best."""
     rejected: tuple[Rejection, ...] = ()
     """What was not chosen, and why."""
     notes: tuple[str, ...] = ()
     """What is worth knowing before running it."""
+    combinations: int = 0
+    """How many the options on offer make, those that clash included; 0 where nobody counted."""
 
     @property
     def headroom(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
-from math import floor
+from math import floor, prod
 
 from planner.cost import Cost, Phase, rounded
 from planner.demands import chosen, demands
@@ -147,6 +148,21 @@ class Pricer:
         """The candidate priced, unless the pipeline refuses the request under it, as casts can make it."""
         with suppress(TraceFailed):
             yield self.price(candidate)
+
+    @property
+    def combinations_offered(self) -> int:
+        """How many combinations the options offered without any other make, those that clash included."""
+        whole, placed, resident, shares = 1, 0, True, Counter[str]()
+        for name, technique in self.techniques.items():
+            options = self.offered(name, self.price(()))
+            others = sum(not option.neutral for option in options)
+            if technique.scope == "component":
+                shares.update(option.component for option in options)
+            elif name == PLACEMENT:
+                placed, resident = others, others < len(options)
+            else:
+                whole *= 1 + others
+        return whole * (placed + resident * prod(1 + count for count in shares.values()))
 
     def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
         """The candidate in PyTorch's allocator."""

@@ -179,6 +179,7 @@ def _plan(
         device=order.device, budget=order.budget, options=winner.candidate,
         promise=promise_of(winner, rehearsal, order.device), baseline=promise_of(plain, unbounded, order.device),
         baseline_fits=fits, bound=bound, explored=explored, rejected=rejected, notes=tuple(_notes(order)),
+        combinations=pricer.combinations_offered,
     )  # fmt: skip
 
 

@@ -117,6 +117,10 @@ def test_lighter_weights_count_before_they_are_placed(tmp_path: Path, capacity: 
         assert any(option.technique == "layerwise_casting" for option in chosen.candidate)
 
 
+def test_all_combinations_are_counted(pricer: Pricer) -> None:
+    assert pricer.combinations_offered >= sum(1 for _ in every(pricer)) > 100
+
+
 def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
     leanest = min(pricer.price(candidate).worst.peak.total for candidate in every(pricer))
     with pytest.raises(NothingFits) as refused:
