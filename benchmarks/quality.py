@@ -166,7 +166,7 @@ def listed(fitting: Sequence[dict[str, str]], slower: Sequence[tuple[float, str,
     yield (
         "; ".join(f"{row['model']} on {row['card']}, {row['budget']} GB ({row['by hand']})" for row in none) or "None."
     )
-    yield "\n## Cells in which another is faster, within the slack\n"
+    yield "\n## Cells in which another is faster\n"
     for each, who, row in slower:
         other, mine = float(row[f"{who} seconds"]), float(row["seconds"])
         where = f"{row['model']} on {row['card']}, {row['budget']} GB"
