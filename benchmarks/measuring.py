@@ -139,6 +139,8 @@ def measure(server: rig.Server, cell: Cell, limit: int) -> list[Measured]:
     outcome, roomy = seen["outcome"], 0
     if outcome == OUT:
         seen, roomy = _seen(server, cell, ROOM, limit), 1
+        if seen["outcome"] == OUT:  # it ran out there too, so its peaks are not those of the whole call
+            seen["phases"] = {WHOLE: {"allocated": 0, "reserved": 0}}
     return [
         _row(cell, outcome, roomy, seen["retries"], phase, peak["allocated"], peak["reserved"])
         for phase, peak in seen["phases"].items()

@@ -349,11 +349,11 @@ def scratch(kernel: Kernel, device: Device) -> int:
 def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
     """Bytes that a kernel asks the allocator for, in order; ~n gives the n-th request back.
 
-    The end gives back the rest.  A convolution's workspace comes last.
+    The end gives back the rest.  A convolution copies its input, then its weight, and its workspace comes last.
     """
     match kernel:
         case Conv():
-            return workspace.copied(kernel, device), *workspace.engines(kernel, device)
+            return *workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
             return attention.requests(kernel, device)
         case Plain(scratch=size):

@@ -143,7 +143,7 @@ class _Stage:
         self._warm = False
         self._temporaries: dict[int, tuple[int, ...]] = {}
         self._copies: list[Block | None] | None = None
-        """Operands copied for the convolution that is about to run."""
+        """The input, copied for the convolution that is about to run."""
 
     def take(self, event: Event, scene: _Scene) -> None:
         match event:
@@ -186,9 +186,9 @@ class _Stage:
         scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
 
     def _copy(self, index: int) -> None:
-        """A convolution copies its operands before it asks for the room of its result."""
+        """A convolution copies its input before it asks for the room of its result."""
         if isinstance(self._program.kernels[index], Conv):
-            self._copies = [self.allocator.malloc(size) for size in self._asked(index)[:-1]]
+            self._copies = [self.allocator.malloc(self._asked(index)[0])]
 
     def _asked(self, index: int) -> tuple[int, ...]:
         """Temporaries of a kernel, as they were last asked for."""
@@ -202,15 +202,17 @@ class _Stage:
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
         sizes = self._asked(index)
+        held: list[Block | None]
         if isinstance(kernel, Conv):
             if self._copies is None:  # its result is not new, or not the body's own
                 self._copy(index)
+            held = [*(self._copies or ()), self.allocator.malloc(sizes[1])]
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
-            self._release(self._copies or [])
+            self._release(held)
             self._copies = None
             return
-        held: list[Block | None] = []
+        held = []
         for size in sizes:
             if size < 0:
                 self.allocator.free(held[~size])

@@ -34,15 +34,19 @@ def cublas(compute_capability: tuple[int, int]) -> int:
     return CUBLAS_LARGE if compute_capability[0] >= 9 else CUBLAS
 
 
-def copied(conv: Conv, device: Device) -> int:
-    """Bytes that torch copies into the layout the convolution runs in, held while it runs."""
+def copied(conv: Conv, device: Device) -> tuple[int, int]:
+    """Bytes of input and weight that torch copies into the layout the convolution runs in, held while it runs.
+
+    The input's copy is made before there is room for the result, the weight's after (_convolution in Convolution.cpp,
+    cudnn_convolution_forward_out in ConvShared.cpp).
+    """
     last = conv.input_last or conv.weight_last
     x, w, _ = _sizes(conv)
     if prod(conv.weight[2:]) == 1:  # such a weight lies in both layouts
         w = 0
     if _unfolds(conv, device):  # which torch does with contiguous tensors only
-        return (x if conv.input_last or (conv.copied and not last) else 0) + (w if conv.weight_last else 0)
-    return (x if conv.copied else 0) + (w if last and not conv.weight_last else 0)
+        return x if conv.input_last or (conv.copied and not last) else 0, w if conv.weight_last else 0
+    return x if conv.copied else 0, w if last and not conv.weight_last else 0
 
 
 def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ MiB = 2**20
 def convolution(given: Conv, capability: tuple[int, int]) -> int:
     """Everything torch and cuDNN hold beside x, w and y."""
     card = device(capability)
-    return copied(given, card) + engines(given, card)[0]
+    return sum(copied(given, card)) + engines(given, card)[0]
 
 
 AMPERE = [(8, 0), (8, 6), (8, 9), (12, 0)]
