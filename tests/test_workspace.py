@@ -185,3 +185,10 @@ def test_beyond_32_bits_layout_and_channels_decide(capability: tuple[int, int]) 
     rooms = engines(conv("float32", 256, 3000, 256), device(capability), every=True)
     assert rooms[0] == 2 * 256 * 3000**2 * 4 + 256 * 256 * 9 * 4
     assert rooms[-1] == 0
+
+
+def test_input_and_weight_are_copied_one_by_one() -> None:
+    """On the virtual GPU the input's copy comes before the result, the weight's after (an upsampling decoder's)."""
+    weight = 256 * 256 * 9 * 2
+    assert copied(conv("float16", 256, 64, 256, last="w"), device((8, 6))) == (256 * 64**2 * 2, 0)
+    assert copied(conv("float16", 256, 64, 256, last="x"), device((8, 6))) == (0, weight)
