@@ -110,3 +110,20 @@ def test_a_live_pipeline_in_four_bits(tmp_path: Path) -> None:
     assert sizes(double.weight) == sizes(real.weight)
     x = torch.zeros(2, old.in_features)
     assert double(ghost.mode.from_tensor(x)).shape == real(x).shape
+
+
+def test_a_live_pipeline_with_weights_of_gguf(tmp_path: Path) -> None:
+    quants = pytest.importorskip("gguf").quants
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+    from gguf import GGMLQuantizationType
+
+    kind, pipe = GGMLQuantizationType.Q8_0, flux(tmp_path)
+    block = pipe.transformer.single_transformer_blocks[0]
+    old = block.proj_mlp
+    block.proj_mlp = GGUFLinear(old.in_features, old.out_features, True, compute_dtype=torch.float32)
+    packed = torch.from_numpy(quants.quantize(old.weight.detach().numpy(), kind))
+    block.proj_mlp.weight, block.proj_mlp.bias = GGUFParameter(packed, quant_type=kind), old.bias
+    ghost = ghost_of(pipe)
+    double = ghost.pipe.transformer.single_transformer_blocks[0].proj_mlp
+    assert sizes(double.weight) == [packed.nbytes] == [old.weight.numel() // 32 * 34]
+    assert double(ghost.mode.from_tensor(torch.zeros(2, old.in_features))).shape == (2, old.out_features)

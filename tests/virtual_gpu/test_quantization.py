@@ -9,6 +9,7 @@ import pytest
 import rig
 from rig import Server
 
+import planner
 from planner import profiles
 from planner.cards import card
 from planner.pricing import Pricer
@@ -30,7 +31,7 @@ CASES = (
 )
 
 
-def run(model: str, options: list[dict[str, Any]], call: dict[str, Any]) -> dict[str, Any]:
+def run(model: str, options: list[dict[str, Any]], call: dict[str, Any], cap: int = 0) -> dict[str, Any]:
     """Sent to the virtual GPU: two steps.  Of each shape one weight is rounded, the others are made like it."""
     import torch
     from inside import arguments, peaks, pipelines, smallvalues
@@ -38,6 +39,8 @@ def run(model: str, options: list[dict[str, Any]], call: dict[str, Any]) -> dict
     from planner.techniques import DEFAULT, Option, quantization
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    if cap:
+        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(0).total_memory)
     quantization.is_ghost = lambda tensor: True  # no weight is worth its bytes here
     pipe = pipelines.shipped(model)
     heard, techniques = peaks.Peaks(pipe), {technique.name: technique for technique in DEFAULT}
@@ -81,3 +84,24 @@ def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str
     phase = "unet" if model == "sdxl" else "transformer"
     assert 0.999 * seen["phases"][phase]["allocated"] <= by_phase[phase] <= 1.01 * seen["phases"][phase]["allocated"]
     assert seen["left"] < 32_000_000  # cuBLAS keeps a workspace, an autoencoder of videos its last frames
+
+
+def test_it_is_chosen_where_it_pays_and_runs_under_the_cap(vgpu: Server, cache: Path) -> None:
+    asked: dict[str, Any] = {"budget": "12GB", "height": 1024, "width": 1024, "fidelity": "lossy"}
+    device = card("rtx-4090")
+    plan = planner.plan("flux1-dev", device=device, cache=cache, **asked)
+    other = planner.plan("flux1-dev", device=device, cache=cache, without=["quantization"], **asked)
+    option = plan.option("quantization")
+    assert option is not None
+    assert option.value == "int8"
+    assert plan.promise.seconds < 0.98 * other.promise.seconds
+    chosen = [{"technique": o.technique, "value": o.value, "component": o.component} for o in plan.options]
+    call = {"height": 1024, "width": 1024, "num_inference_steps": 2}
+    sent = {"model": "flux1-dev", "options": chosen, "call": call, "cap": plan.capacity}
+    seen = vgpu.script(run, sent, **rig.card("rtx-4090"))
+    foreseen = {phase.name: phase.peak for phase in plan.promise.phases}
+    for name in ("text_encoder_2", "transformer"):  # decoding takes a leaner engine of cuDNN where the cap asks for one
+        truth = seen["phases"][name]["allocated"]
+        assert 0.999 * truth <= foreseen[name] <= 1.01 * truth, name
+    assert seen["allocated"] <= plan.promise.allocated
+    assert seen["reserved"] <= plan.capacity
