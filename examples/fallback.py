@@ -12,8 +12,10 @@ call = {"height": edge, "width": edge, "steps": 2, "device": planner.card("rtx-3
 try:
     plan = planner.plan(model, budget=budget, **call)
 except planner.Infeasible as error:
-    print(f"{budget} is {error.over / 1e6:.3g} MB short in {error.phase}; {error.largest_size or 'no size'} would fit.")
+    print(
+        f"{budget} is {error.over / 1e6:,.0f} MB short in {error.phase}; {error.largest_size or 'no size'} would fit."
+    )
     plan = planner.plan(model, budget=error.smallest_budget, **call)
 print(
-    f"{plan.budget / 1e6:.3g} MB will do, with {[option.technique for option in plan.options if not option.neutral]}."
+    f"{plan.budget / 1e6:,.0f} MB will do, with {[option.technique for option in plan.options if not option.neutral]}."
 )

