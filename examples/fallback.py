@@ -12,10 +12,8 @@ call = {"height": edge, "width": edge, "steps": 2, "device": planner.card("rtx-3
 try:
     plan = planner.plan(model, budget=budget, **call)
 except planner.Infeasible as error:
-    print(
-        f"{budget} is {error.over / 1e6:,.0f} MB short in {error.phase}; {error.largest_size or 'no size'} would fit."
-    )
+    size = error.largest_size or "no size"
+    print(f"{budget} is {error.over / 1e6:,.0f} MB short in {error.phase}; {size} would fit.")
     plan = planner.plan(model, budget=error.smallest_budget, **call)
-print(
-    f"{plan.budget / 1e6:,.0f} MB will do, with {[option.technique for option in plan.options if not option.neutral]}."
-)
+chosen = [option.technique for option in plan.options if not option.neutral]
+print(f"{plan.budget / 1e6:,.0f} MB will do, with {chosen}.")
