@@ -1,6 +1,6 @@
 """Random combinations of all techniques keep their promises on full-size pipelines, and leave nothing behind.
 
-A part of benchmarks/combinations.py, whose results are committed beside it.
+A part of benchmarks/combinations.py, which draws as many as one likes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,24 @@ sys.path.append(str(rig.PROJECT / "benchmarks"))
 from combinations import seen
 from combining import FAMILIES, draw
 
+pytest.importorskip("torchao", reason="what is drawn hangs on every technique being on offer")
+
 SEED = 4
-CHOSEN = range(len(FAMILIES))
+OPEN = {
+    "ltx-video-0.9.5": "micro-batches of LTX's time embedding are refused while recorded; the planner leaves them out",
+    "kandinsky-2.2-decoder": "fp8 storage is refused while recorded; the planner leaves it out, the draw does not",
+    "sana": "int8 at the least budget: the run is out of memory where the rehearsal was not",
+    "cogvideox-2b": "1.6 MB above 16.4 GB promised, in a run under retries",
+}
+"""Families whose combination is not yet as promised, and what is known of it."""
+CHOSEN = [
+    pytest.param(
+        number,
+        id=family.model,
+        marks=[pytest.mark.xfail(reason=OPEN[family.model], strict=True)] if family.model in OPEN else [],
+    )
+    for number, family in enumerate(FAMILIES)
+]
 """One combination of each family."""
 
 
@@ -27,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-@pytest.mark.parametrize("number", CHOSEN, ids=[family.model for family in FAMILIES])
+@pytest.mark.parametrize("number", CHOSEN)
 def test_a_combination_is_as_promised_and_taken_back(vgpu: rig.Server, cache: Path, number: int) -> None:
     row = seen(vgpu, draw(SEED, number, cache))
     assert row.kept, row
