@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from planner import packed
@@ -73,11 +73,10 @@ def in_reverse(undos: Iterable[Undo]) -> Undo:
 @contextmanager
 def undone_on_error(undo: Undo) -> Iterator[None]:
     """Run the body; if it raises, take back what it did and let the error go on."""
-    try:
+    with ExitStack() as stack:
+        stack.callback(undo)
         yield
-    except BaseException:
-        undo()
-        raise
+        stack.pop_all()
 
 
 def default_device() -> str:
