@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -134,10 +135,15 @@ def test_public_surface_is_documented(name: str, value: object) -> None:
     assert not said.startswith(f"{name}("), f"{name} has only the docstring that dataclasses make"
 
 
+LAID_OUT = "planner.web.page"
+"""The one room that imports the extra `app` at its top."""
+
+
 def test_errors_are_drawn_as_they_are() -> None:
     """Every error the planner raises on purpose stands in the tree at the top of errors.py, below its parent."""
     for room in pkgutil.walk_packages(planner.__path__, "planner."):
-        importlib.import_module(room.name)
+        if room.name != LAID_OUT or importlib.util.find_spec("gradio"):
+            importlib.import_module(room.name)
     drawn = dict(parents(errors.__doc__ or ""))
     real = {error.__name__: error.__bases__[0].__name__ for error in below(PlannerError)}
     assert drawn == real
