@@ -45,6 +45,7 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     made = Scenes(pricer, limits)
     visited: list[str] = []
     rehearsals: dict[str, Rehearsal] = {}
+    refused: set[str] = set()
     best: solve.Solution | None = None
 
     def latest() -> float:
@@ -54,16 +55,27 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         name = _name_of(solution)
         if name not in rehearsals:
             rehearsals[name] = pricer.rehearse(made.whole(made.called(solution.label), solution), limits.capacity)
+        if rehearsals[name].failed:
+            refused.add(solution.label)
         return not rehearsals[name].failed
+
+    def narrow() -> list[Scene]:
+        scenes = map(made.called, refused)
+        return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
 
     for scene in _by_bound(pricer, made, pruned, latest):
         visited.append(scene.problem.label)
-        try:
-            best = solve.solve(
-                [made.called(label).problem for label in visited], accept=runs, slack=SLACK, exact=made.exact
-            )
-        except solve.NoSolution as evidence:
-            missing = evidence
+        while True:
+            try:
+                best = solve.solve(
+                    [made.called(label).problem for label in visited], accept=runs, slack=SLACK, exact=made.exact
+                )
+            except solve.NoSolution as evidence:
+                missing = evidence
+            if not (scenes := narrow()):
+                break
+            for refusing in scenes:
+                made.widen(refusing.problem.label)
     if best is None:
         raise NothingFits(made.whole(made.called(missing.choice.label), missing.choice), missing)
     scene = made.called(best.label)

@@ -41,6 +41,10 @@ class Scene:
     problem: solve.Problem
     options: dict[str, Candidate]
     """Options behind each offer's name."""
+    streams: Mapping[str, Sequence[Option]]
+    """Choices for single components."""
+    withheld: bool
+    """Whether choices that only save memory were left out, since others fit by their sums."""
 
     @property
     def bound(self) -> float:
@@ -89,6 +93,11 @@ class Scenes:
         """The scene of that label, as far as it is known by now."""
         return self._made[label]
 
+    def widen(self, label: str) -> None:
+        """Offer what was withheld there, too: what fits by its sums may be refused by the allocator."""
+        scene = self.called(label)
+        self._scene(scene.priced, scene.streams, fragments=inf)
+
     def exact(self, solution: solve.Solution) -> tuple[solve.Offer, ...]:
         """The offers of a solution with sketches priced, here and in what `called` answers from now on."""
         scene = self.called(solution.label)
@@ -104,7 +113,7 @@ class Scenes:
         chosen = tuple(option for offer in solution.choice[1:] for option in scene.options[offer.name])
         return self._pricer.price(self._pricer.settled(self._pricer.merged(scene.priced, chosen)))
 
-    def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]]) -> Scene:
+    def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]], *, fragments: float = FRAGMENTS) -> Scene:
         """The solver's problem for one scene; `streams` are choices for single components, which then have groups."""
         options: dict[str, Candidate] = {}
         whole = [held(priced.program.component(name)) for name in streams]
@@ -113,9 +122,11 @@ class Scenes:
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
         mine = {row for _, rows in scopes for row in rows}
-        least = sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine)
+        least, withheld = sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine), False
         for scope, rows in scopes:
-            offers = tuple(self._offers(priced, scope, rows, room, least, options))
+            choices = self._pricer.combinations(scope, priced)
+            offers = tuple(self._offers(priced, choices, rows, room, least, fragments, options))
+            withheld |= fragments < inf and len(offers) < len(choices)
             groups.append(offers)
             least += min(offer.seconds for offer in offers)
         problem = solve.Problem(
@@ -125,7 +136,9 @@ class Scenes:
             capacity=self._limits.capacity, host=self._limits.host,
             seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
         )  # fmt: skip
-        self._made[problem.label] = Scene(priced=priced, problem=problem, options=options)
+        self._made[problem.label] = Scene(
+            priced=priced, problem=problem, options=options, streams=streams, withheld=withheld
+        )  # fmt: skip
         return self._made[problem.label]
 
     def _streams(
@@ -168,19 +181,20 @@ class Scenes:
     def _offers(
         self,
         priced: Priced,
-        scope: Scope,
+        choices: Sequence[Candidate],
         rows: Sequence[int],
         room: Sequence[int],
         rest: float,
+        fragments: float,
         options: dict[str, Candidate],
     ) -> Iterator[solve.Offer]:
         """Choices of one group, those that intervene least first, as long as more of them can matter.
 
         Less faithful choices and lean ones only save memory: they are priced where none before them fits, and take no
         less time than the fastest of those.  So once one fits that is within the slack of that time, where the other
-        phases take `rest` seconds at least, no later choice can be preferred but by less than the slack.
+        phases take `rest` seconds at least, no later choice can be preferred but by less than the slack.  `fragments`:
+        the share of the capacity that what fits has to leave.
         """
-        choices = self._pricer.combinations(scope, priced)
         fastest = fitting = enough = inf
         grouped = {row for scope in GROUPS for row in priced.of(scope)}
         elsewhere = (n for n in range(len(priced.phases)) if n not in grouped)
@@ -198,7 +212,7 @@ class Scenes:
                 offer = self._offer(self._pricer.price(self._pricer.merged(priced, choice)), choice, rows, priced)
                 options[offer.name] = choice
                 fastest = min(fastest, offer.seconds)
-                if all(offer.memory[n] <= room[n] - self._limits.capacity * FRAGMENTS for n in rows):
+                if all(offer.memory[n] <= room[n] - self._limits.capacity * fragments for n in rows):
                     fitting = min(fitting, offer.seconds)
                 yield offer
 
