@@ -35,8 +35,8 @@ def test_a_default_request_needs_what_is_promised(vgpu: rig.Server, name: str, t
     pricer = study.pricer(replace(card(CARD), total=VRAM, free=VRAM))
     promised = pricer.rehearse(pricer.baseline(), None).allocated
     sent = {
-        "model": name, "dtype": None, "request": study.request.to_json(), "options": [["placement", "resident"]],
-        "seconds": PATIENCE,
+        "model": name, "dtype": None, "request": study.request.to_json(),
+        "options": [["placement", "resident", ""]], "seconds": PATIENCE,
     }  # fmt: skip
     seen = vgpu.script(on_the_card, sent, **rig.card(CARD) | {"vram": VRAM})
     assert seen["outcome"] == "ran"
