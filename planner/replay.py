@@ -44,6 +44,7 @@ class Replay:
         self._mode = mode
         self._memories: dict[Hashable, Memory | Effect] = {}
         self._fingerprints: dict[int, Hashable] = {}
+        self._numbers: dict[Hashable, Hashable] = {}
         self.asked: dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]] = {}
         """Arguments of the component calls under way, as shapes, and the dtypes of an autoencoder then."""
         self.resting: dict[int, tuple[int, ...]] = {}
@@ -51,8 +52,7 @@ class Replay:
 
     def forget_fingerprints(self) -> None:
         """After modules changed (dtype, flags, layout)."""
-        for key in [key for key in self._fingerprints if isinstance(key, int)]:
-            del self._fingerprints[key]
+        self._fingerprints.clear()
 
     def wrap(self, owner: torch.nn.Module, method: str, module: str, *, buffers: bool = False) -> None:
         """Record `owner.method` as a body called `module`, on this instance only.
@@ -158,7 +158,7 @@ class Replay:
 
     def _key(self, owner: torch.nn.Module, name: str, args: Any, kwargs: Any) -> Hashable | None:
         try:
-            return (name, fingerprint(owner, self._fingerprints), signature(args), signature(kwargs))
+            return (name, fingerprint(owner, self._fingerprints, self._numbers), signature(args), signature(kwargs))
         except Opaque:
             return None
 

@@ -24,23 +24,23 @@ class Opaque(Exception):
     """A value the tracer cannot compare or make anew."""
 
 
-def fingerprint(module: torch.nn.Module, known: dict[int, Hashable]) -> Hashable:
-    """Equal for modules that do the same to tensors of the same shapes; `known` remembers earlier answers by id."""
+def fingerprint(module: torch.nn.Module, known: dict[int, Hashable], numbers: dict[Hashable, Hashable]) -> Hashable:
+    """Equal for modules that do the same to tensors of the same shapes.
+
+    `known` remembers earlier answers by id, until modules change.  `numbers` stands for large tuples, so that parents
+    compare in one step; it is never emptied, for a number that was given twice would make two modules equal.
+    """
     if id(module) not in known:
         weights = tuple(
             (name, None if t is None else _weight(t))
             for name, t in (*module._parameters.items(), *module._buffers.items())
         )
         plain = tuple((name, _trait(value)) for name, value in vars(module).items() if _tells(name))
-        children = tuple((name, child and fingerprint(child, known)) for name, child in module._modules.items())
-        known[id(module)] = _interned((type(module), weights, plain, children), known)
+        children = tuple(
+            (name, child and fingerprint(child, known, numbers)) for name, child in module._modules.items()
+        )
+        known[id(module)] = numbers.setdefault((type(module), weights, plain, children), ("module", len(numbers)))
     return known[id(module)]
-
-
-def _interned(value: Hashable, known: dict[Any, Any]) -> Hashable:
-    """A small number for a large tuple, so that parents compare in one step."""
-    number: Hashable = known.setdefault(("fingerprint", value), ("module", len(known)))
-    return number
 
 
 def _tells(name: str) -> bool:

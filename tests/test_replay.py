@@ -128,6 +128,21 @@ def test_a_change_shows_once_fingerprints_are_forgotten() -> None:
     assert module._forward_runs == [2], "and what comes back is known"
 
 
+def test_forgetting_makes_no_two_modules_equal() -> None:
+    """Numbers that stand for structures are not given again, whichever modules are met first afterwards."""
+    modules = [Counted() for _ in range(12)]
+    for extra, module in enumerate(modules):
+        module.extra = extra
+    stage, x = Stage(*modules), ghost(128, 64)
+    with stage.recording():
+        for module in modules[:6]:
+            module(x)
+        stage.replay.forget_fingerprints()
+        for module in modules[6:]:
+            module(x)
+    assert all(module._forward_runs == [1] for module in modules)
+
+
 def test_outside_a_recording_modules_just_run() -> None:
     module = Counted()
     Stage(module)
@@ -315,9 +330,9 @@ def test_buffers_that_are_not_saved_stay_where_accelerates_hooks_put_them() -> N
 
 def test_fingerprints_tell_modules_apart_by_what_they_do() -> None:
     def of(module: torch.nn.Module) -> Any:
-        return fingerprint(module, known)
+        return fingerprint(module, {}, numbers)
 
-    known: dict[Any, Any] = {}
+    numbers: dict[Any, Any] = {}
     conv = torch.nn.Conv2d
     assert of(conv(4, 8, 3)) == of(conv(4, 8, 3))
     assert of(conv(4, 8, 3)) != of(conv(4, 8, 3, padding=1))
