@@ -137,8 +137,9 @@ def page(rows: Sequence[dict[str, str]]) -> Iterator[str]:
     yield f"{len(models)} pipelines ({', '.join(models)}), {len(BUDGETS)} cards, two budgets each: {len(rows)} cells."
     yield f"In {len(fitting)} a plan fits.  Cells in which one of the others fits and ours does not: {len(lost)}."
     yield f"Cells in which one of the others is faster by more than the {SLACK:.0%} that a lighter touch may cost:"
-    beyond, within = sum(g < 1 / (1 + SLACK) for g, _, _ in slower), len({id(row) for _, _, row in slower})
-    yield f"{beyond}.  Faster by less: {within}.\n"
+    behind = {id(row) for _, _, row in slower}
+    beyond = {id(row) for g, _, row in slower if g < 1 / (1 + SLACK)}
+    yield f"{len(beyond)}.  Faster by less: {len(behind - beyond)}.\n"
     yield (
         "| card, budget | "
         + " | ".join(f"over {who}" for who in WHO)
