@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from planner import host
 from planner.errors import ApplyFailed, BadRequest, PlannerError
+from planner.holding import hold
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
-from planner.techniques.placement import Placement, check_free
+from planner.techniques.live import beside, in_reverse, modules, on_card, undone_on_error
+from planner.techniques.placement import Placement, check_free, remember_places
 from planner.techniques.streaming import Streaming
 from planner.units import format_bytes
 
@@ -37,9 +40,12 @@ def configure(pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAUL
     if getattr(pipe, APPLIED, None) is not None:
         revert(pipe)
     with ExitStack() as stack:
+        stack.callback(_cleared(pipe, plan))
+        stack.callback(in_reverse(map(hold, modules(pipe).values())))
+        others = beside(pipe)
         for option in plan.options:
             stack.callback(_applied(able[option.technique], pipe, option))
-        stack.callback(_capped(plan))
+        stack.callback(_capped(plan, others))
         setattr(pipe, APPLIED, Applied(undos=stack.pop_all()))
 
 
@@ -78,6 +84,26 @@ def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
         check_free(pipe)
 
 
+def _cleared(pipe: Any, plan: Plan) -> Undo:
+    """An empty card, as the promise has it: weights that stay where they lay would leave holes around them."""
+    import torch
+
+    here = on_card(pipe)
+    if not here or all(option.neutral for option in plan.options):
+        return lambda: None
+    if here > (free := host.available_host_ram()):
+        raise ApplyFailed(
+            f"{format_bytes(here)} of weights are on the card and the plan moves them, but {format_bytes(free)} of "
+            "host RAM are free; load the pipeline on the host, without pipe.to('cuda')."
+        )
+    undo = remember_places(pipe)
+    with undone_on_error(undo):
+        for part in modules(pipe).values():
+            part.to("cpu")
+        torch.cuda.empty_cache()
+    return undo
+
+
 def _applied(technique: Technique, pipe: Any, option: Option) -> Undo:
     try:
         return technique.apply(pipe, option)
@@ -89,8 +115,8 @@ def _applied(technique: Technique, pipe: Any, option: Option) -> Undo:
         ) from error
 
 
-def _capped(plan: Plan) -> Undo:
-    """The hard cap: torch itself refuses to reserve more than the plan's capacity."""
+def _capped(plan: Plan, others: int) -> Undo:
+    """The hard cap: torch itself refuses to reserve more than the plan's capacity, and the bytes that others hold."""
     import torch
 
     if not torch.cuda.is_available():
@@ -102,5 +128,5 @@ def _capped(plan: Plan) -> Undo:
             f"The plan lets torch use {format_bytes(plan.capacity)}, this card has {format_bytes(total)}; "
             "plan with the card as it is."
         )
-    torch.cuda.set_per_process_memory_fraction(plan.capacity / total)
+    torch.cuda.set_per_process_memory_fraction(min(plan.capacity + others, total) / total)
     return lambda: torch.cuda.set_per_process_memory_fraction(before)

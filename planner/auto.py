@@ -11,6 +11,7 @@ from typing import Any
 
 from planner import apply, host, loading
 from planner.device import Device
+from planner.errors import BadRequest
 from planner.limits import Kind
 from planner.plan import Plan
 from planner.probe import held as held_by
@@ -22,6 +23,8 @@ from planner.study import Study, opened
 from planner.surveys import Anatomy, Frontier, Largest, Row, anatomy_of, comparison, frontier_of, largest_of
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
+from planner.techniques.live import beside
+from planner.techniques.placement import check_free
 from planner.units import format_bytes
 
 
@@ -35,6 +38,7 @@ def auto_configure(
     """
     if apply.is_applied(pipe):
         apply.revert(pipe)
+    check_free(pipe)
     made = plan(pipe, techniques=techniques, device=device, **wanted)
     apply.configure(pipe, made, techniques=techniques)
     return made
@@ -62,7 +66,7 @@ def load(
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
     asked.budget.resolve(card)
-    study = opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
+    study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:
         made = study.plan(card, host=room)
         peak, worst = loading.host_peak(*loading.sizes(study.programs, made, techniques))
@@ -98,7 +102,7 @@ def plan(
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card = device or card_for(model)
     asked.budget.resolve(card)  # what makes no sense is said before anything is recorded
-    study = opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
+    study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:
         return study.plan(card, host=_host_ram(asked, device))
     finally:
@@ -156,12 +160,22 @@ def compare(
         return comparison(study, cells, host=study.request.host_ram, tell=tell)
 
 
+def _opened(model: Any, request: Request, **how: Any) -> Study:
+    """The study of what bears no plan: what a plan did to a pipeline would be planned with."""
+    if apply.is_applied(model):
+        raise BadRequest(
+            f"A plan is applied to this {type(model).__name__}; call plan.revert(pipe) first, or "
+            "planner.auto_configure(pipe), which does."
+        )
+    return opened(model, request, **how)
+
+
 @contextmanager
 def _studied(model: Any, request: Request | None, wanted: dict[str, Any]) -> Iterator[tuple[Study, Tell]]:
     """A study that is kept in the end.  `wanted`: arguments of `opened`, the rest are fields of the request."""
     how = {name: wanted.pop(name) for name in ("components", "techniques", "cache", "tell") if name in wanted}
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
-    study = opened(model, asked, **how)
+    study = _opened(model, asked, **how)
     try:
         yield study, how.get("tell", silent)
     finally:
@@ -169,14 +183,18 @@ def _studied(model: Any, request: Request | None, wanted: dict[str, Any]) -> Ite
 
 
 def card_for(model: Any) -> Device:
-    """The card of this machine that a run would use; what this process holds of it already is free to the plan."""
+    """The card of this machine that a run would use.
+
+    What this process holds of it is free to the plan, but for tensors that are not of the pipeline.
+    """
     torch = sys.modules.get("torch")
     if isinstance(model, (str, Path, PipelineProfile)) or torch is None or not torch.cuda.is_initialized():
         return probe_one()
     uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
     card, reserved, held = probe_one(uuid), torch.cuda.memory_reserved(), held_by(uuid)
     context = max(card.context, held - reserved) if held else card.context  # kernels still to be loaded make it grow
-    return replace(card, context=context, free=min(card.free + (held or reserved + context), card.total))
+    ours = (held or reserved + context) - beside(model)
+    return replace(card, context=context, free=min(card.free + ours, card.total))
 
 
 def _host_ram(request: Request, device: Device | None) -> int | None:

@@ -11,7 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner import fourbit
+from planner.double import doubled, is_hooked, kept_by_hooks
 from planner.errors import BadRequest
+from planner.holding import hold
 from planner.packed import is_packed, is_wrapped, parts, rebuilt
 
 LARGE = 4096
@@ -43,24 +45,26 @@ def haunted(pipe: Any) -> Ghost:
 
 
 def ghost_of(pipe: Any) -> Ghost:
-    """A ghost of a live pipeline.  No weight is copied; adapters and processors come along, offload hooks do not."""
+    """A ghost of a live pipeline.  No weight is copied; adapters, processors and hooks come along, offloading does not.
+
+    Raises BadRequest where there can be none of it as it is, with what to do.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, Any] = {}
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            for tensor in (*part.parameters(), *part.buffers()):
-                if is_large(tensor):
-                    memo[id(tensor)] = _ghost_tensor(tensor, mode)
-            for module in part.modules():
-                _original_weights(module, memo, mode)
-    double = copy.deepcopy(pipe, memo)
-    double.set_progress_bar_config(disable=True)
-    hooked = tuple(name for name, part in pipe.components.items() if _hooked(part))
-    if hooked:
-        double.remove_all_hooks()
-    ghost = Ghost(pipe=double, mode=mode, hooked=hooked)
+    weights: dict[int, Any] = {}
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    for part in parts.values():
+        for tensor in filter(is_large, (*part.parameters(), *part.buffers())):
+            weights[id(tensor)] = _ghost_tensor(tensor, mode)
+        kept: dict[int, torch.Tensor] = {}  # tied weights are kept once for each of their names
+        for tensor in filter(torch.is_floating_point, kept_by_hooks(part)):
+            weights[id(tensor)] = kept.setdefault(
+                tensor.data_ptr(), torch.nn.Parameter(_ghost_tensor(tensor, mode), False)
+            )
+    hooked = tuple(name for name, part in parts.items() if is_hooked(part))
+    ghost = Ghost(pipe=doubled(pipe, weights), mode=mode, hooked=hooked)
     for _, module in ghost.modules():
         haunt(module, mode)
+        hold(module)
     return ghost
 
 
@@ -149,15 +153,3 @@ def _ghost_beside(tensor: Any, mode: FakeTensorMode) -> torch.Tensor:
     }
     ghost.quant_state = copy.deepcopy(tensor.quant_state, memo)
     return cast(torch.Tensor, ghost)
-
-
-def _hooked(part: object) -> bool:
-    return isinstance(part, torch.nn.Module) and any(hasattr(m, "_hf_hook") for m in part.modules())
-
-
-def _original_weights(module: torch.nn.Module, memo: dict[int, Any], mode: FakeTensorMode) -> None:
-    """Sequential offload keeps the weights in its hook; they become ghosts there too."""
-    weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    for tensor in getattr(weights, "dataset", weights or {}).values():
-        if isinstance(tensor, torch.Tensor) and is_large(tensor):
-            memo[id(tensor)] = _ghost_tensor(tensor, mode)

@@ -10,6 +10,12 @@ from planner.program import Stack, Unit
 from planner.streamable import held
 
 
+def moves(part: Any) -> bool:
+    """Whether diffusers' group offload moves this module."""
+    registry = getattr(part, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
+
+
 def stacks_of(root: Any) -> tuple[Stack, ...]:
     """The component itself, and the modules in it that its class names as made of blocks; the inner ones first.
 

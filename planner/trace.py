@@ -113,7 +113,7 @@ class Tracer:
     def _traced(self, request: Request, variant: Variant) -> Program:
         self._prepare(self._ghost, variant)
         self._replay.asked = {}
-        self.casting.forget()
+        self._replay.resting.clear()
         self._replay.forget_fingerprints()
         components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
         arguments = call_arguments(self._ghost.pipe, request, variant)

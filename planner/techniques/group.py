@@ -16,6 +16,7 @@ from typing import Any
 
 from planner.errors import ApplyFailed, BadRequest
 from planner.group_offload import Grouping, group_offload, groupable
+from planner.groupable import moves
 from planner.program import Program
 from planner.techniques.live import Undo, in_reverse, modules, parts, remember, tensors, undone_on_error
 
@@ -116,12 +117,6 @@ def offload(pipe: Any, grouping: Grouping, without: Iterable[str], device: str, 
         else:
             _one_by_one(pipe, staying, target, Path(tempfile.mkdtemp(dir=folder)), given)
     return undo
-
-
-def moves(part: Any) -> bool:
-    """Whether diffusers' group offload moves this module."""
-    registry = getattr(part, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook("group_offloading") is not None
 
 
 def remove_group_offload(pipe: Any) -> None:

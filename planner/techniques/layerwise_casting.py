@@ -9,6 +9,7 @@ from typing import Any
 from planner import host
 from planner.device import Device
 from planner.errors import ApplyFailed
+from planner.holding import hold
 from planner.program import Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Scope, Undo
@@ -19,7 +20,6 @@ from planner.units import format_bytes
 STORAGE = "float8_e4m3fn"
 """What diffusers stores by default: four bits of exponent, three of mantissa; it needs no support by the card."""
 WIDE = ("float16", "bfloat16", "float32")
-HOOK = "layerwise_casting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LayerwiseCasting:
         able = [component for component in program.components if _can(component)]
         if not able or request.fidelity < Fidelity.LOSSY:
             return ()
-        calls = tuple(map(_call, able))
+        calls = tuple(call for component in able for call in _calls(component))
         return (Option(technique=self.name, value=STORAGE, fidelity=Fidelity.LOSSY, calls=calls),)
 
     def variant(self, variant: Variant, option: Option) -> Variant:
@@ -67,15 +67,21 @@ def _castable(module: Any) -> bool:
     return hasattr(module, "enable_layerwise_casting") and getattr(module, "hf_quantizer", None) is None
 
 
-def _call(component: Component) -> str:
+def _calls(component: Component) -> tuple[str, ...]:
+    """Diffusers' own, and what keeps the weights where they are."""
     dtypes = f"storage_dtype=torch.{STORAGE}, compute_dtype=torch.{component.dtype}"
-    return f"pipe.{component.name}.enable_layerwise_casting({dtypes})"
+    return (
+        f"pipe.{component.name}.enable_layerwise_casting({dtypes})",
+        "from planner.holding import hold",
+        f"hold(pipe.{component.name})",
+    )
 
 
 def _cast(module: Any, storage: str) -> None:
     import torch
 
     module.enable_layerwise_casting(storage_dtype=getattr(torch, storage), compute_dtype=module.dtype)
+    hold(module)
 
 
 def _weights(module: Any) -> Iterator[Any]:

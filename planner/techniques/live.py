@@ -38,6 +38,19 @@ def tensors(pipe: Any) -> Iterator[Any]:
                 yield tensor
 
 
+def on_card(pipe: Any) -> int:
+    """Bytes that the pipeline's weights take on CUDA devices, where torch rounds each up to 512."""
+    pieces = (piece.tensor for tensor in tensors(pipe) for piece in packed.parts(tensor))
+    return sum(-(-piece.nbytes // 512) * 512 for piece in pieces if piece.device.type == "cuda")
+
+
+def beside(pipe: Any) -> int:
+    """Bytes that this process holds in torch's allocator for other things than the pipeline's weights."""
+    import torch
+
+    return max(torch.cuda.memory_allocated() - on_card(pipe), 0) if torch.cuda.is_available() else 0
+
+
 def is_ghost(tensor: Any) -> bool:
     """Whether a tensor has no bytes: a pipeline that is only recorded is configured by the same code."""
     from torch._subclasses.fake_tensor import FakeTensor

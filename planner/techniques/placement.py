@@ -7,6 +7,7 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
+from planner.groupable import moves
 from planner.offload import model_offload, resident, sequential_offload
 from planner.packed import is_packed
 from planner.program import Program, Variant
@@ -60,7 +61,7 @@ class Placement:
         if option.value not in REWRITES:
             choice = group.Choice.of(str(option.value))
             return group.offload(pipe, choice.grouping, choice.without, device)
-        undo = _remember_places(pipe)
+        undo = remember_places(pipe)
         with undone_on_error(undo):
             if option.value == "model":
                 pipe.enable_model_cpu_offload(device=device)
@@ -108,7 +109,11 @@ def check_free(pipe: Any) -> None:
     """Raise ApplyFailed, with what takes them off, where hooks that are not ours move weights."""
     whole = modules(pipe)
     hooked = [name for name, module in whole.items() if any(map(_is_foreign, module.modules()))]
-    grouped = [name for name, module in whole.items() if any(map(group.moves, module.modules()))]
+    grouped = [name for name, module in whole.items() if any(map(moves, module.modules()))]
+    if getattr(pipe, "hf_device_map", None):
+        raise ApplyFailed(
+            "The pipeline was loaded with a device_map, which fixes where it is; call pipe.reset_device_map()."
+        )
     ways = ["pipe.remove_all_hooks() and pipe.to('cpu')"] if hooked else []
     ways += ["planner.techniques.group.remove_group_offload(pipe)"] if grouped else []
     if ways:
@@ -125,7 +130,7 @@ def _is_foreign(part: Any) -> bool:
     return hook is not None and not is_ours(hook)
 
 
-def _remember_places(pipe: Any) -> Undo:
+def remember_places(pipe: Any) -> Undo:
     """What takes hooks off, puts every weight object back in its seat and moves it where it was.
 
     Sequential offload replaces weights by empty ones and would come back with untied copies; the objects themselves
