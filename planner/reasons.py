@@ -11,7 +11,7 @@ from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
-from planner.pricing import Candidate, Priced, Pricer, described
+from planner.pricing import EXPANDABLE, Candidate, Priced, Pricer, described
 from planner.rehearsal import Rehearsal
 from planner.request import Request
 from planner.scenes import Scene
@@ -178,7 +178,7 @@ def _plan(
         model=order.model, pipeline=winner.program.pipeline, dtype=order.dtype or _dtype(winner), request=order.request,
         device=order.device, budget=order.budget, options=winner.candidate,
         promise=promise_of(winner, rehearsal, order.device), baseline=promise_of(plain, unbounded, order.device),
-        baseline_fits=fits, bound=bound, explored=explored, rejected=rejected, notes=tuple(_notes(order)),
+        baseline_fits=fits, bound=bound, explored=explored, rejected=rejected, notes=tuple(_notes(order, winner)),
         combinations=pricer.combinations_offered,
     )  # fmt: skip
 
@@ -187,7 +187,12 @@ def _dtype(priced: Priced) -> str:
     return next((c.dtype for c in priced.program.components if "denoiser" in c.traits), "float32")
 
 
-def _notes(order: Order) -> Iterator[str]:
+def _notes(order: Order, winner: Priced) -> Iterator[str]:
+    if EXPANDABLE in {option.technique for option in winner.candidate} - set(order.request.use):
+        yield (
+            "Nothing fits in segments of fixed size, for want of room between fragments; expandable segments change "
+            "torch's allocator for the whole process until the plan is reverted, and need Linux."
+        )
     if order.budget - order.device.free > 0:
         yield (
             f"The budget is {format_bytes(order.budget)}, but only {format_bytes(order.device.free)} of "

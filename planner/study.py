@@ -17,7 +17,7 @@ from planner.device import Device
 from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons
 from planner.plan import Plan
-from planner.pricing import Pricer
+from planner.pricing import EXPANDABLE, Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
 from planner.reasons import Shortage
@@ -62,14 +62,36 @@ class Study:
             return reasons.shortage(nothing, self.pricer(device), order)
 
     def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
-        """What the pricer found.  Raises NothingFits."""
+        """What the pricer found.  Raises NothingFits.
+
+        Where only fragments are in the way, it is with expandable segments, which concern the whole process.
+        """
         capacity = budget - device.context
         if capacity <= 0:
             raise BadRequest(
                 f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of "
                 f"{format_bytes(device.context)}; ask for more."
             )
-        return choose(self.pricer(device), Limits(capacity=capacity, host=host))
+        try:
+            return choose(self.pricer(device), Limits(capacity=capacity, host=host))
+        except NothingFits as nothing:
+            growing = self._growing()
+            if growing is None or not nothing.evidence.refused:
+                raise
+            try:
+                return growing.choice(device, budget, host)
+            except NothingFits:
+                raise nothing from None
+
+    def _growing(self) -> Study | None:
+        """The same with expandable segments, unless they are ruled out or named already."""
+        named = {name.partition("=")[0] for name in (*self.request.use, *self.request.without)}
+        if EXPANDABLE in named or EXPANDABLE not in {technique.name for technique in self.techniques}:
+            return None
+        request = replace(self.request, use=(*self.request.use, EXPANDABLE))
+        if request not in self._others:
+            self._others[request] = replace(self, request=request, _pricers={}, _others={})
+        return self._others[request]
 
     def pricer(self, device: Device) -> Pricer:
         """Prices on that card; one for each."""

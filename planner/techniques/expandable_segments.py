@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from planner.device import Device
+from planner.errors import ApplyFailed
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
@@ -16,7 +18,10 @@ SETTING = "expandable_segments"
 
 @dataclass(frozen=True, slots=True)
 class ExpandableSegments:
-    """Set for the whole process, on Linux alone.  Exact; for those who name it, for other models feel it too."""
+    """Set for the whole process, on Linux alone.  Exact.
+
+    Other models feel it too, so it is for those who name it, and where nothing else fits (`Study.choice`).
+    """
 
     name: str = SETTING
     scope: Scope = "call"
@@ -42,6 +47,8 @@ class ExpandableSegments:
             return lambda: None
         before = is_on()
         switch(on=True)
+        if not is_on():
+            raise ApplyFailed(f"torch has no expandable segments on {sys.platform}; plan without={SETTING}.")
         return lambda: switch(on=before)
 
 
