@@ -1,11 +1,14 @@
 """Predicted against measured memory: cells drawn at random from all pipelines, sizes, techniques, cards and caps.
 
     python benchmarks/accuracy.py --seed 7 [--cells 400] [--minutes 60] [--model sd15 …] [--cache FOLDER]
+    python benchmarks/accuracy.py --seed 7 --page
     python benchmarks/accuracy.py --published
 
 A cell is one call under up to two techniques on one card.  It is predicted from configurations alone and measured on
 the virtual GPU.  Measurements are kept in results/accuracy_measured.csv and never made twice, so an interrupted run
-goes on; predictions are made anew each time.  `--cells 0` only predicts.
+goes on; predictions are made anew each time.  `--cells 0` only predicts.  `--page` does neither: it writes the page of
+the predictions in results/accuracy.csv, with what results/accuracy_notes.toml says about the draw and
+results/accuracy_causes.csv about single errors.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import published  # noqa: E402
 import scatter  # noqa: E402
 import summary  # noqa: E402
 from cells import CELLS, draw, wished  # noqa: E402
-from comparing import Compared, compare, unsaid  # noqa: E402
+from comparing import Compared, compare, read, unsaid  # noqa: E402
 from measuring import rig  # noqa: E402
 
 from planner.errors import PlannerError  # noqa: E402
@@ -106,8 +109,9 @@ def write_pages(asked: argparse.Namespace, rows: list[Compared]) -> None:
     with rig.Server() as server:
         ran_on = server.script(measuring.versions)
     command = f"python benchmarks/accuracy.py --seed {asked.seed}"
-    file = asked.results / "accuracy_causes.csv"
-    (asked.results / "accuracy.md").write_text(summary.page(rows, command, ran_on, summary.read_causes(file)))
+    causes = summary.read_causes(asked.results / "accuracy_causes.csv")
+    notes = summary.read_notes(asked.results / "accuracy_notes.toml", asked.seed)
+    (asked.results / "accuracy.md").write_text(summary.page(rows, command, ran_on, causes, notes))
     whole = [row for row in rows if row.phase == measuring.WHOLE and row.has_errors]
     points = [
         (row.allocated / 1e9, row.predicted_allocated / 1e9, summary.placement(row), f"{row.model} {row.options}")
@@ -120,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--published", action="store_true", help="compare with figures of physical cards instead")
+    parser.add_argument("--page", action="store_true", help="only write the page of what was predicted last")
     parser.add_argument("--cells", type=int, default=400)
     parser.add_argument("--first", type=int, default=0, help="number of the first setting drawn")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell after so many")
@@ -130,6 +135,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.published:
         published.report(asked.results, asked.cache)
+        return
+    if asked.page:
+        write_pages(asked, read(asked.results / "accuracy.csv"))
         return
     file = asked.results / "accuracy_measured.csv"
     if asked.cells:

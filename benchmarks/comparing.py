@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from measuring import FAILED, OUT, RAN, ROOM, WHOLE, Measured
 
@@ -49,6 +51,14 @@ class Compared:
 
 
 FITS, NOT = "fits", "does not fit"
+
+
+def read(file: Path) -> list[Compared]:
+    """The rows as they were written."""
+    numbers = {field.name for field in fields(Compared) if field.type == "int"}
+    with file.open(newline="") as lines:
+        rows = csv.DictReader(lines)
+        return [Compared(**{k: int(v) if k in numbers else v for k, v in row.items()}) for row in rows]  # type: ignore[arg-type]
 
 
 def compare(rows: Sequence[Measured], programs: Programs) -> list[Compared]:

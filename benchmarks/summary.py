@@ -8,7 +8,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 
 from comparing import FITS, NOT, Compared
@@ -19,41 +19,65 @@ from planner.cards import catalogue
 
 MOVING = ("placement=model", "split=")
 """Under these a phase is measured from before its predecessor, or the call before, has left: in no summary by phase."""
-LARGE = 0.01
-"""Errors of the allocated peak above this are explained one by one."""
+LARGE, LARGE_RESERVED = 0.01, 0.08
+"""Errors of the allocated peak, and of what a whole call reserves, above this are explained one by one."""
 HEAD = "| rows | median | 95 % within | least | greatest |"
 RULE = "|---:|---:|---:|---:|---:|"
+
+VERDICT = "verdict"
+"""Stands for a phase where the cause of a wrong verdict is kept."""
+
+UNTRACED = "not traced"
+"""The cause of an error that nobody has found yet."""
 
 Causes = Mapping[tuple[str, str], str]
 """What makes an error, by cell and phase."""
 
 
-def page(rows: Sequence[Compared], command: str, ran_on: Mapping[str, str], causes: Causes) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notes:
+    """What no figure says about a draw."""
+
+    said: str = ""
+    """How it was made, and what was set apart: Markdown."""
+    fresh_from: int = 0
+    """Settings below this had been compared before the predictions were made: they are counted apart."""
+
+
+def page(
+    rows: Sequence[Compared], command: str, ran_on: Mapping[str, str], causes: Causes, notes: Notes | None = None
+) -> str:
     """The whole page, as Markdown."""
+    notes = notes or Notes()
+    everything = sorted(rows, key=lambda row: _setting(row) < notes.fresh_from)
+    rows = [row for row in everything if _setting(row) >= notes.fresh_from]
+    known = [row for row in everything if _setting(row) < notes.fresh_from and row.phase == WHOLE]
     whole = [row for row in rows if row.phase == WHOLE]
-    day = datetime.now(tz=timezone.utc).date().isoformat()
     lines = [
         "# Predicted and measured memory",
         "",
-        f"`{command}`, {day}; {', '.join(f'{name} {version}' for name, version in ran_on.items())}.",
+        f"`{command}`; {', '.join(f'{name} {version}' for name, version in ran_on.items())}.",
         _drawn(whole),
         "Predicted from configurations alone; measured as `torch.cuda.max_memory_allocated` and `max_memory_reserved`",
         "on the virtual GPU, with as much memory as the cap; where that ran out, once more on a card with room.",
         "Error is predicted ÷ measured − 1: above zero, too much was promised.  Bytes of every phase: accuracy.csv.",
         "",
+        *((*notes.said.splitlines(), "") if notes.said else ()),
         "![predicted against measured](accuracy.svg)",
         "",
         f"| whole calls {HEAD}",
         f"|---{RULE}",
         *_both("all", whole),
+        *_both("compared before", known),
         "",
-        *_verdicts(whole),
+        *_verdicts(whole, known),
         *_by("pipeline family", whole, family),
         *_by_each("technique", whole, _techniques),
         *_by("architecture", whole, _architecture),
         *_by("phase", [row for row in rows if not _moves(row)], lambda row: _kind(row.phase)),
-        *_large(rows, causes),
-        *_left_out(whole),
+        *_large(everything, causes),
+        *_wrong([*whole, *known], causes),
+        *_left_out([*whole, *known]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -87,6 +111,11 @@ def read_causes(file: Path) -> Causes:
         return {(row["cell"], row["phase"]): row["cause"] for row in csv.DictReader(lines)}
 
 
+def read_notes(file: Path, seed: int) -> Notes:
+    """What is noted about the draw of a seed, if anything is."""
+    return Notes(**profiles.read_toml(file).get(str(seed), {})) if file.exists() else Notes()
+
+
 def stated(name: str, errors: Sequence[float]) -> str:
     """One row of a table of errors."""
     size = sorted(map(abs, errors))
@@ -102,11 +131,17 @@ def _both(name: str, rows: Iterable[Compared]) -> Iterator[str]:
         yield stated(f"reserved, {name}", [r for _, r in pairs])
 
 
-def _verdicts(whole: Sequence[Compared]) -> Iterator[str]:
-    seen = Counter((row.said, row.outcome) for row in whole)
+def _verdicts(whole: Sequence[Compared], known: Sequence[Compared]) -> Iterator[str]:
     yield from ("| under the cap | ran | ran out of memory |", "|---|---:|---:|")
-    yield from (f"| said: {said} | {seen[said, RAN]} | {seen[said, OUT]} |" for said in (FITS, NOT))
+    for rows, when in ((whole, ""), (known, ", compared before")):
+        seen = Counter((row.said, row.outcome) for row in rows)
+        yield from (f"| said: {said}{when} | {seen[said, RAN]} | {seen[said, OUT]} |" for said in (FITS, NOT) if rows)
     yield ""
+
+
+def _setting(row: Compared) -> int:
+    """`2027/56.1` is of setting 56."""
+    return int(row.cell.partition("/")[2].partition(".")[0])
 
 
 def _by(what: str, rows: Sequence[Compared], key: Callable[[Compared], str]) -> Iterator[str]:
@@ -146,21 +181,39 @@ def _kind(phase: str) -> str:
 
 
 def _large(rows: Sequence[Compared], causes: Causes) -> Iterator[str]:
-    """Every error of an allocated peak that is large, and what makes it as far as it was traced."""
+    """Every error that is large, whole calls first, and what makes it as far as it was traced."""
     counted = (row for row in rows if row.has_errors and (row.phase == WHOLE or not _moves(row)))
-    large = [row for row in counted if abs(row.errors[0]) > LARGE]
-    yield from (f"## Errors above {LARGE:.0%} of an allocated peak", "")
+    large = sorted((row for row in counted if _is_large(row)), key=lambda row: row.phase != WHOLE)
+    limits = f"{LARGE:.0%} of an allocated peak, or {LARGE_RESERVED:.0%} of what a call reserves"
+    yield from (f"## Errors above {limits}", "")
     if not large:
         yield from ("None.", "")
         return
     yield from (
-        "| cell | pipeline | size | card | options | phase | error | what makes it |",
-        "|---|---|---|---|---|---|---:|---|",
+        "| cell | pipeline | size | card | options | phase | allocated | reserved | what makes it |",
+        "|---|---|---|---|---|---|---:|---:|---|",
     )
-    for row in sorted(large, key=lambda row: row.phase != WHOLE):
-        cause = causes.get((row.cell, row.phase), "")
+    for row in large:
+        allocated, reserved = row.errors
         asked = f"{row.cell} | {row.model} | {row.size} × {row.images} | {row.card} | {row.options}"
-        yield f"| {asked} | {row.phase} | {row.errors[0]:+.2%} | {cause} |"
+        cause = causes.get((row.cell, row.phase), UNTRACED)
+        yield f"| {asked} | {row.phase} | {allocated:+.2%} | {reserved:+.2%} | {cause} |"
+    yield ""
+
+
+def _is_large(row: Compared) -> bool:
+    allocated, reserved = map(abs, row.errors)
+    return allocated > LARGE or (row.phase == WHOLE and reserved > LARGE_RESERVED)
+
+
+def _wrong(whole: Sequence[Compared], causes: Causes) -> Iterator[str]:
+    """Cells said to fit that ran out of memory, and the other way round."""
+    wrong = [row for row in whole if (row.said, row.outcome) in ((FITS, OUT), (NOT, RAN))]
+    yield from ("## Wrong verdicts", "", *(() if wrong else ("None.",)))
+    for row in wrong:
+        asked = f"{row.model} {row.size} × {row.images} {row.options} on {row.card} with {row.cap / 1e9:g} GB"
+        cause = causes.get((row.cell, VERDICT), UNTRACED)
+        yield f"- {row.cell} {asked}: said {row.said}, {row.outcome}; {cause}"
     yield ""
 
 

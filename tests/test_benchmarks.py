@@ -51,8 +51,31 @@ def test_the_summary_counts_verdicts_and_explains_what_is_large(benchmark: Any) 
     assert "| reserved, all | 2 | 10.00% | 10.00% | -10.00% | -10.00% |" in page
     assert "| said: fits | 1 | 0 |" in page
     assert "| said: does not fit | 1 | 0 |" in page
-    assert "| whole | +10.00% | a convolution |" in page
+    assert "| whole | +10.00% | -10.00% | a convolution |" in page
+    assert "- 1/0.1 sd15 512×512 × 1" in page.partition("## Wrong verdicts")[2]
     assert "failed: no kernel" in page.partition("## Left out")[2]
+
+
+def test_settings_compared_before_are_counted_apart(benchmark: Any) -> None:
+    comparing, summary = benchmark("comparing"), benchmark("summary")
+    rows = [row(comparing, cell="1/0.0", predicted_allocated=1500), row(comparing, cell="1/7.0")]
+    page = summary.page(rows, "run", {}, {}, summary.Notes(said="How it was drawn.", fresh_from=7))
+    assert "How it was drawn." in page
+    assert "| allocated, all | 1 | 1.00% | 1.00% | +1.00% | +1.00% |" in page
+    assert "| allocated, compared before | 1 | 50.00% | 50.00% | +50.00% | +50.00% |" in page
+    assert "| said: fits, compared before | 1 | 0 |" in page
+    assert "| 1/0.0 |" in page.partition("## Errors above")[2]
+
+
+def test_the_page_of_results_is_made_of_its_rows(benchmark: Any) -> None:
+    """All but its first line, which names the versions it ran on."""
+    summary, results = benchmark("summary"), BENCHMARKS / "results"
+    rows = benchmark("comparing").read(results / "accuracy.csv")
+    seed = int(rows[0].cell.partition("/")[0])
+    notes = summary.read_notes(results / "accuracy_notes.toml", seed)
+    made = summary.page(rows, "", {}, summary.read_causes(results / "accuracy_causes.csv"), notes).splitlines()
+    kept = (results / "accuracy.md").read_text("utf-8").splitlines()
+    assert (made[:2], made[3:]) == (kept[:2], kept[3:])
 
 
 def test_options_are_read_back_from_words(benchmark: Any) -> None:
