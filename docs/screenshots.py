@@ -74,7 +74,7 @@ def take(chromium: Any, name: str, address: str, size: dict[str, int], theme: st
     tab.wait_for_selector("svg.vp:has-text('What each change saves')", state="attached", timeout=PATIENCE)
     if turned:
         tab.get_by_role("tab", name=turned).click()
-        tab.wait_for_selector("#budgets svg.vp", timeout=PATIENCE)
+        tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
         tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)
     tab.wait_for_timeout(1000)
     file = IMAGES / f"{name}.png"

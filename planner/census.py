@@ -62,6 +62,11 @@ class Count:
     holdings: tuple[Holding, ...]
     """The largest first."""
 
+    def share(self, size: int) -> str:
+        """What part of the peak so many bytes are, for people."""
+        part = size / self.peak
+        return f"{part:.0%}" if part >= 0.005 else "<1%"
+
 
 class Origin(NamedTuple):
     """Where a buffer was made."""

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 from typing import NamedTuple
 
-WIDTH = 800
-"""Units of a picture's own width; it scales to the page."""
 LETTER = 6.4
 """Units a letter takes at 12, on average; sans-serif faces differ by a tenth."""
 PALETTE = ("#4453a8", "#6b7bd1", "#98a5ea", "#2f3a78", "#b9c2f2", "#7f8bb8")
 """Weights, component by component."""
 ACTIVATIONS, WORKSPACE, CONTEXT = "#25a18e", "#f0a93b", "#b6bcc8"
+
+
+class Frame(NamedTuple):
+    """Units of a picture's own width, which scales to the page, and the edges of the plots in it."""
+
+    width: int
+    left: int
+    right: int
+
+
+BROAD = Frame(800, 64, 784)
+NARROW = Frame(380, 62, 370)
+"""For a page, and for a phone, where letters of the other would be too small to read."""
 
 
 class Theme(NamedTuple):
@@ -48,12 +59,13 @@ STYLE = f"""
 """
 
 
-def picture(height: float, parts: Iterable[str], title: str) -> str:
+def picture(height: float, parts: Iterable[str], title: str, frame: Frame = BROAD) -> str:
     """A whole picture; `title` is read out where it cannot be seen."""
+    width = frame.width
     return (
-        f'<svg class="vp" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="100%" role="img" '
-        f'style="max-width:{WIDTH * 1.25:g}px"><title>{escape(title)}</title><style>{STYLE}</style>'
-        f'<rect class="paper" width="{WIDTH}" height="{height:g}" fill="{LIGHT.paper}"/>{"".join(parts)}</svg>'
+        f'<svg class="vp" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="100%" role="img" '
+        f'style="max-width:{width * 1.25:g}px"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f'<rect class="paper" width="{width}" height="{height:g}" fill="{LIGHT.paper}"/>{"".join(parts)}</svg>'
     )
 
 
@@ -95,12 +107,12 @@ def area(points: Sequence[tuple[float, float]], colour: str) -> str:
     return f'<polygon points="{path}" fill="{colour}"/>'
 
 
-def legend(entries: Iterable[tuple[str, str]], x: float, y: float) -> tuple[list[str], float]:
+def legend(entries: Iterable[tuple[str, str]], x: float, y: float, frame: Frame = BROAD) -> tuple[list[str], float]:
     """Names with their colours, or with numbers that stand for them, in rows; and where the last row ends."""
     parts, place = [], x
     for name, mark in entries:
         room = width_of(name) + 30
-        if place + room > WIDTH - 10 and place > x:
+        if place + room > frame.width - 10 and place > x:
             place, y = x, y + 20
         coloured = mark.startswith("#")
         parts += [bar(place, y - 9, 10, 10, mark) if coloured else text(place + 10, y, mark, anchor="end")]
@@ -115,3 +127,13 @@ def ticks(top: float, count: int = 5) -> list[float]:
     scale: float = 10 ** floor(log10(rough))
     step = next(n * scale for n in (1, 2, 2.5, 5, 10) if n * scale >= rough)
     return [n * step for n in range(int(top / step) + 1)]
+
+
+def moments(least: float, most: float, count: int = 5) -> list[float]:
+    """Round times from `least` to `most` seconds: whole minutes and hours where there are such."""
+    rough = (most - least) / count
+    scale: float = 10 ** floor(log10(rough))
+    sixties = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+    steps = sixties if 1 < rough < sixties[-1] else [n * scale for n in (1, 2, 2.5, 5, 10)]
+    step = next(each for each in steps if each >= rough)
+    return [n * step for n in range(ceil(least / step), floor(most / step) + 1)]

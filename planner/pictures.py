@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from planner import drawing as d
@@ -13,8 +14,6 @@ from planner.snippet import spoken
 from planner.surveys import Anatomy, Frontier
 from planner.units import format_bytes, format_seconds
 
-LEFT, RIGHT = 64, 784
-"""Edges of the plots."""
 LEAST, SHORT = 0.16, 0.64
 """Shares of the time that the shortest phase counts for at least, to be seen, and all short ones together at most."""
 TOP, BOTTOM = 56.0, 296.0
@@ -50,7 +49,7 @@ class Layer(NamedTuple):
     colour: str
 
 
-def memory(plan: Plan, anatomy: Anatomy | None = None) -> str:
+def memory(plan: Plan, anatomy: Anatomy | None = None, frame: d.Frame = d.BROAD) -> str:
     """Memory over time, phase by phase, against the budget; finer, and by component, where the anatomy is known.
 
     Phases are as wide as their time, but never too narrow to see; one too narrow for its name has a number instead.
@@ -58,15 +57,15 @@ def memory(plan: Plan, anatomy: Anatomy | None = None) -> str:
     layers, panels = _fine(anatomy) if anatomy else _coarse(plan)
     held = max((sum(column.layers) for panel in panels for column in panel.columns), default=1)
     top = max(held, plan.budget) * 1.08
-    stacks, notes = _panels(layers, panels, top)
-    limit = _level(plan.budget, top)
-    parts = [*_bytes_axis(top), *stacks, d.line(LEFT, limit, RIGHT, limit, dashed=True)]
-    parts += [d.text(LEFT + 6, limit - 5, f"budget {format_bytes(plan.budget)}", kind="limit")]
-    named, end = d.legend(((layer.name, layer.colour) for layer in layers), LEFT, BOTTOM + 28)
-    numbered, end = d.legend(notes, LEFT, end + 22) if notes else ([], end)
+    stacks, notes = _panels(layers, panels, top, frame)
+    limit, left = _level(plan.budget, top), frame.left
+    parts = [*_bytes_axis(top, frame), *stacks, d.line(left, limit, frame.right, limit, dashed=True)]
+    parts += [d.text(left + 6, limit - 5, f"budget {format_bytes(plan.budget)}", kind="limit")]
+    named, end = d.legend(((layer.name, layer.colour) for layer in layers), left, BOTTOM + 28, frame)
+    numbered, end = d.legend(notes, left, end + 22, frame) if notes else ([], end)
     parts += [*named, *numbered]
-    parts += [d.text(LEFT, end + 22, "As wide as its time; short phases are widened.", kind="faint")]
-    return d.picture(end + 34, parts, f"Memory of {plan.model} over time")
+    parts += [d.text(left, end + 22, "As wide as its time; short phases are widened.", kind="faint")]
+    return d.picture(end + 34, parts, f"Memory of {plan.model} over time", frame)
 
 
 def _coarse(plan: Plan) -> tuple[list[Layer], list[Panel]]:
@@ -132,21 +131,23 @@ def _level(amount: float, top: float) -> float:
     return BOTTOM - amount / top * (BOTTOM - TOP)
 
 
-def _bytes_axis(top: float) -> Iterator[str]:
+def _bytes_axis(top: float, frame: d.Frame) -> Iterator[str]:
     for tick in d.ticks(top):
         y = _level(tick, top)
-        yield d.line(LEFT, y, RIGHT, y)
-        yield d.text(LEFT - 8, y + 4, f"{tick / 1e9:.3g} GB" if tick else "0", anchor="end", kind="faint")
+        yield d.line(frame.left, y, frame.right, y)
+        yield d.text(frame.left - 8, y + 4, f"{tick / 1e9:.3g} GB" if tick else "0", anchor="end", kind="faint")
 
 
-def _panels(layers: Sequence[Layer], panels: Sequence[Panel], top: float) -> tuple[list[str], list[tuple[str, str]]]:
+def _panels(
+    layers: Sequence[Layer], panels: Sequence[Panel], top: float, frame: d.Frame
+) -> tuple[list[str], list[tuple[str, str]]]:
     """The stacks with their names, and names with the numbers that stand for them where they have no room."""
     whole = sum(panel.seconds for panel in panels) or 1
     least = min(LEAST, SHORT / max(len(panels), 1))
     shares = [max(panel.seconds / whole, least) for panel in panels]
-    parts, notes, left = list[str](), list[tuple[str, str]](), float(LEFT)
+    parts, notes, left = list[str](), list[tuple[str, str]](), float(frame.left)
     for panel, share in zip(panels, shares, strict=True):
-        width = share / sum(shares) * (RIGHT - LEFT)
+        width = share / sum(shares) * (frame.right - frame.left)
         parts += _stack(layers, panel, left, width - min(2.0, width / 4), top)
         middle, time, name = left + width / 2, format_seconds(panel.seconds), panel.name
         if d.width_of(name) > width - 4:
@@ -173,46 +174,60 @@ def _stack(layers: Sequence[Layer], panel: Panel, left: float, width: float, top
             yield d.area([*points, (x, BOTTOM)], layers[depth].colour)
 
 
-def frontier(found: Frontier) -> str:
+def frontier(found: Frontier, frame: d.Frame = d.BROAD) -> str:
     """Seconds against budget as stairs, the combinations numbered below."""
-    points = found.points
+    points, (_, left, right) = found.points, frame
     most, slow = max(p.budget for p in points) * 1.12, max(p.seconds for p in points)
     fast = min(p.seconds for p in points)
     floor_, ceiling = max(fast - (slow - fast) * 0.3 - slow * 0.02, 0), slow + (slow - fast) * 0.15 + slow * 0.01
     bottom, height = 280.0, 230.0
 
     def x(budget: float) -> float:
-        return LEFT + budget / most * (RIGHT - LEFT)
+        return left + budget / most * (right - left)
 
     def y(seconds: float) -> float:
         return bottom - (seconds - floor_) / (ceiling - floor_) * height
 
-    parts = [d.text(LEFT, 28, f"Time against budget, {found.model} at the speed of {found.device.name}", size=14)]
-    for tick in d.ticks(most, 8):
+    parts = [d.text(left, 20, f"Time against budget, {found.model}", size=14)]
+    parts += [d.text(left, 38, f"at the speed of {found.device.name}", kind="faint")]
+    for tick in d.ticks(most, 8 if frame == d.BROAD else 4):
         parts += [d.text(x(tick), bottom + 18, f"{tick / 1e9:.3g} GB", anchor="middle", kind="faint")]
-    for n in range(5):
-        seconds = floor_ + (ceiling - floor_) * n / 4
-        parts += [d.line(LEFT, y(seconds), RIGHT, y(seconds))]
-        parts += [d.text(LEFT - 6, y(seconds) + 4, format_seconds(seconds), anchor="end", kind="faint", size=10)]
+    for seconds in d.moments(floor_, ceiling):
+        parts += [d.line(left, y(seconds), right, y(seconds))]
+        parts += [d.text(left - 6, y(seconds) + 4, format_seconds(seconds), anchor="end", kind="faint", size=10)]
     if found.device.total <= most:
         own = x(found.device.total)
         parts += [d.line(own, bottom - height, own, bottom, dashed=True)]
-        parts += [d.text(own + 6, bottom - height + 12, f"this card, {format_bytes(found.device.total)}", kind="limit")]
-    parts += list(_stairs([(x(p.budget), y(p.seconds)) for p in points]))
-    end = bottom + 48
-    for number, point in enumerate(points, start=1):
+        words, after = f"this card, {format_bytes(found.device.total)}", own < (left + right) / 2
+        start = own + (6 if after else -6)
+        parts += [d.text(start, bottom - height + 12, words, anchor="start" if after else "end", kind="limit")]
+    parts += list(_stairs([(x(p.budget), y(p.seconds)) for p in points], right))
+    listed, end = _listed(found, bottom + 48, frame)
+    return d.picture(end, [*parts, *listed], f"Time of {found.model} against budget", frame)
+
+
+def _listed(found: Frontier, y: float, frame: d.Frame) -> tuple[list[str], float]:
+    """What each numbered point switches on, and where the list ends."""
+    parts, beside = list[str](), frame == d.BROAD
+    margin = frame.left if beside else 10
+    start = margin + (194 if beside else 24)
+    for number, point in enumerate(found.points, start=1):
         words = ", ".join(spoken(option) for option in point.options if not option.neutral) or "nothing switched on"
-        lead = f"{number}   {format_bytes(point.budget)}, {format_seconds(point.seconds)}"
-        parts += [d.text(LEFT, end, lead), d.text(LEFT + 190, end, d.fitted(words, RIGHT - LEFT - 190), kind="faint")]
-        end += 19
-    return d.picture(end, parts, f"Time of {found.model} against budget")
+        lead = f"{format_bytes(point.budget)}, {format_seconds(point.seconds)}"
+        parts += [d.text(margin, y, str(number)), d.text(margin + 24, y, lead)]
+        y += 0 if beside else 17
+        for line in wrap(words, int((frame.right - start) / d.LETTER), break_on_hyphens=False):
+            parts += [d.text(start, y, line, kind="faint")]
+            y += 17
+        y += 4
+    return parts, y
 
 
-def _stairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
+def _stairs(points: Sequence[tuple[float, float]], right: float) -> Iterator[str]:
     path = [points[0]]
     for (_, before), (x, y) in pairwise(points):
         path += [(x, before), (x, y)]
-    path += [(float(RIGHT), path[-1][1])]
+    path += [(float(right), path[-1][1])]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
     yield f'<polyline points="{line}" fill="none" stroke="{d.ACTIVATIONS}" stroke-width="2.4"/>'
     above = -100.0
@@ -223,27 +238,43 @@ def _stairs(points: Sequence[tuple[float, float]]) -> Iterator[str]:
             above = x
 
 
-def techniques(anatomy: Anatomy) -> str:
+class Columns(NamedTuple):
+    """Where the changes of a plan are drawn: their names, two bars of at most so many units, and the rows' distance."""
+
+    name: float
+    memory: float
+    wide: float
+    time: float
+    narrow: float
+    row: float
+    below: float
+    """Units by which bars are below their name."""
+
+
+def techniques(anatomy: Anatomy, frame: d.Frame = d.BROAD) -> str:
     """What each change of the plan saves and costs, one on top of the other, from nothing switched on."""
     plan, steps = anatomy.plan, anatomy.steps
     most, slow = max(plan.budget, *(s.budget for s in steps)), max(s.seconds for s in steps) or 1
-    name, memory_, time = 16.0, 258.0, 540.0
-    wide, narrow = 140.0, 96.0
-    limit = memory_ + wide * plan.budget / most
-    parts = [d.text(name, 26, "What each change saves and costs", size=14)]
-    parts += [d.text(memory_, 48, "memory needed", kind="faint"), d.text(time, 48, "time", kind="faint")]
+    at = Columns(16, 258, 140, 540, 96, 26, 0) if frame == d.BROAD else Columns(6, 6, 58, 200, 36, 46, 20)
+    limit = at.memory + at.wide * plan.budget / most
+    parts = [d.text(at.name, 26, "What each change saves and costs", size=14)]
+    parts += [d.text(at.memory, 48, "memory needed", kind="faint"), d.text(at.time, 48, "time", kind="faint")]
     y = 60.0
     for number, step in enumerate(steps):
         before = steps[max(number - 1, 0)]
-        parts += [d.text(name, y + 14, d.fitted(step.what, memory_ - name - 8))]
-        size, seconds = wide * step.budget / most, narrow * step.seconds / slow
-        parts += [d.bar(memory_, y + 2, size, 15, d.PALETTE[0]), d.bar(time, y + 2, seconds, 15, d.ACTIVATIONS)]
-        parts += [d.text(memory_ + wide + 10, y + 14, _said(step.budget, before.budget, format_bytes))]
-        parts += [d.text(time + narrow + 10, y + 14, _said(step.seconds, before.seconds, format_seconds))]
-        y += 26
-    parts += [d.line(limit, 56, limit, y, dashed=True)]
-    parts += [d.text(limit, y + 14, f"budget {format_bytes(plan.budget)}", anchor="middle", kind="limit")]
-    return d.picture(y + 26, parts, f"What each change of the plan for {plan.model} saves and costs")
+        room = frame.right - at.name if at.below else at.memory - at.name - 8
+        parts += [d.text(at.name, y + 14, d.fitted(step.what, room))]
+        size, seconds, bars = at.wide * step.budget / most, at.narrow * step.seconds / slow, y + at.below
+        parts += [
+            d.bar(at.memory, bars + 2, size, 15, d.PALETTE[0]),
+            d.bar(at.time, bars + 2, seconds, 15, d.ACTIVATIONS),
+        ]
+        parts += [d.text(at.memory + at.wide + 8, bars + 14, _said(step.budget, before.budget, format_bytes))]
+        parts += [d.text(at.time + at.narrow + 8, bars + 14, _said(step.seconds, before.seconds, format_seconds))]
+        parts += [d.line(limit, bars - 3, limit, bars + 22, dashed=True)]
+        y += at.row
+    parts += [d.text(max(limit, 70), y + 14, f"budget {format_bytes(plan.budget)}", anchor="middle", kind="limit")]
+    return d.picture(y + 26, parts, f"What each change of the plan for {plan.model} saves and costs", frame)
 
 
 def _said(value: float, before: float, form: Formats) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 
 from planner import explain, pictures, snippet
+from planner.drawing import BROAD, NARROW, Frame
 from planner.plan import Plan
 from planner.request import Fidelity
 from planner.surveys import Anatomy
@@ -37,6 +38,21 @@ STYLE = """
 .plan td code, .plan p code { overflow-wrap: anywhere; }
 .plan td:first-child { min-width: 8em; } .plan td:last-child:has(code) { min-width: 17em; }
 .plan svg { display: block; height: auto; }
+.plan .narrow { display: none; }
+@media (max-width: 620px) {
+  .plan main { padding: 16px 16px 40px; }
+  .plan .broad, .plan .options th, .plan .reasons th { display: none; }
+  .plan .narrow { display: block; }
+  .plan table { font-size: 0.78rem; }
+  .plan tr { display: grid; border-bottom: 1px solid var(--rule); padding: 3px 0; }
+  .plan th, .plan td { border: 0 !important; min-width: 0 !important; padding: 2px 0 !important; }
+  .plan .options tr { grid-template-columns: 1fr auto; }
+  .plan .phases tr { grid-template-columns: repeat(5, 1fr); }
+  .plan .phases th { font-size: 0.66rem; }
+  .plan .holders tr { grid-template-columns: 5em 4em 7em 1fr; column-gap: 10px; }
+  .plan .options td:last-child, .plan .phases :is(th, td):first-child { grid-column: 1 / -1; }
+  .plan .holders :is(th, td):nth-child(4) { grid-column: 1 / -1; grid-row: 2; }
+}
 """
 
 
@@ -61,9 +77,9 @@ def cell(plan: Plan) -> str:
 
 def _sections(plan: Plan, anatomy: Anatomy) -> Iterator[str]:
     yield from verdict(plan)
-    yield from ("<h2>Memory over time</h2>", wide(pictures.memory(plan, anatomy)))
+    yield from ("<h2>Memory over time</h2>", drawn(lambda frame: pictures.memory(plan, anatomy, frame)))
     if len(anatomy.steps) > 1:
-        yield wide(pictures.techniques(anatomy))
+        yield drawn(lambda frame: pictures.techniques(anatomy, frame))
     yield from ("<h2>Switched on</h2>", options(plan))
     yield from ("<h2>Phase by phase</h2>", phases(plan))
     yield from ("<h2>Who holds the memory at the peak</h2>", *holders(anatomy))
@@ -109,7 +125,7 @@ def options(plan: Plan) -> str:
          "<br>".join(f"<code>{escape(call)}</code>" for call in option.calls))
         for option in plan.options
     )  # fmt: skip
-    return _table(("technique", "fidelity", "plain diffusers"), rows)
+    return _table(("technique", "fidelity", "by hand"), rows, look="options")
 
 
 def phases(plan: Plan) -> str:
@@ -120,7 +136,13 @@ def phases(plan: Plan) -> str:
         for p in plan.promise.phases
     )
     marks = [phase is worst for phase in plan.promise.phases]
-    return _table(("phase", "weights", "activations", "workspace", "peak", "time"), rows, marks, numbers=range(1, 6))
+    return _table(
+        ("phase", "weights", "activations", "workspace", "peak", "time"),
+        rows,
+        marks,
+        numbers=range(1, 6),
+        look="phases",
+    )
 
 
 def holders(anatomy: Anatomy) -> Iterator[str]:
@@ -128,18 +150,18 @@ def holders(anatomy: Anatomy) -> Iterator[str]:
     count = anatomy.count()
     yield f"<p>{format_bytes(count.peak)} in {escape(count.phase)}, while <code>{escape(count.at)}</code> runs.</p>"
     rows = (
-        (format_bytes(h.bytes), f"{h.bytes / count.peak:.0%}", h.kind,
+        (format_bytes(h.bytes), count.share(h.bytes), h.kind,
          f"<code>{escape('.'.join(filter(None, (h.component, h.block))))}</code>", escape(h.op))
         for h in count.holdings[:12]
     )  # fmt: skip
-    yield _table(("bytes", "share", "what", "where", "made by"), rows, numbers=(0, 1))
+    yield _table(("bytes", "share", "what", "where", "made by"), rows, numbers=(0, 1), look="holders")
 
 
 def reasons(plan: Plan) -> Iterator[str]:
     """What was not chosen and why, notes, and where the figures come from."""
     if plan.rejected:
         rows = ((f"<code>{escape(r.what)}</code>", escape(r.reason)) for r in plan.rejected)
-        yield from ("<h2>Not chosen</h2>", _table(("what", "why"), rows))
+        yield from ("<h2>Not chosen</h2>", _table(("what", "why"), rows, look="reasons"))
     if plan.notes:
         yield "<h2>Notes</h2>" + "".join(f"<p>{escape(note)}</p>" for note in plan.notes)
     yield from ("<h2>Where this comes from</h2>", *(f"<p>{escape(line)}</p>" for line in explain.sources(plan)))
@@ -149,13 +171,18 @@ def _code(plan: Plan) -> Iterator[str]:
     yield f"<h2>To do the same by hand</h2><pre>{escape(snippet.code(plan))}</pre>"
 
 
-def wide(drawing: str) -> str:
-    """A picture that is scrolled on a screen too narrow to read it on."""
-    return f'<div class="scroll"><div style="min-width:560px">{drawing}</div></div>'
+def drawn(draw: Callable[[Frame], str]) -> str:
+    """A picture as a page shows it, and as a phone does, of which the reader's screen takes one."""
+    return f'<div class="broad">{draw(BROAD)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def _table(
-    names: Sequence[str], rows: Iterable[Sequence[str]], marks: Sequence[bool] = (), *, numbers: Sequence[int] = ()
+    names: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    marks: Sequence[bool] = (),
+    *,
+    numbers: Sequence[int] = (),
+    look: str = "",
 ) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
         looks = (' class="n"' if place in numbers else "" for place in range(len(values)))
@@ -165,4 +192,4 @@ def _table(
     for place, row in enumerate(rows):
         most = ' class="most"' if place < len(marks) and marks[place] else ""
         lines.append(f"<tr{most}>{cells('td', row)}</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    return f'<div class="scroll"><table class="{look}">{"".join(lines)}</table></div>'

@@ -229,20 +229,15 @@ def anatomy(found: Anatomy, phase: str | None, width: int) -> Iterator[Renderabl
         made = f"{holding.op} ×{holding.tensors}" if holding.tensors > 1 else holding.op
         where = ".".join(filter(None, (holding.component, holding.block)))
         size = format_bytes(holding.bytes)
-        table.add_row(size, _share(holding.bytes, count), holding.kind, Text(where), Text(made))
+        table.add_row(size, count.share(holding.bytes), holding.kind, Text(where), Text(made))
     rest = count.holdings[len(shown) :]
     if rest:
         others = sum(holding.bytes for holding in rest)
-        table.add_row(format_bytes(others), _share(others, count), f"{len(rest)} more", style="dim")
+        table.add_row(format_bytes(others), count.share(others), f"{len(rest)} more", style="dim")
     yield table
     yield Text()
     if phases := ", ".join(f"{c.phase} {format_bytes(c.peak)}" for c in found.counts if c is not count):
         yield Prose(f"Other phases: {phases}.")
-
-
-def _share(size: int, count: Count) -> str:
-    share = size / count.peak
-    return f"{share:.0%}" if share >= LEAST else "<1%"
 
 
 def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
@@ -252,7 +247,7 @@ def _sums_by_kind(count: Count, width: int) -> Iterator[RenderableType]:
     table = _table(("", ""), ("bytes", "r"), ("share", "r"), ("", ""))
     for kind, size in sorted(sums.items(), key=lambda pair: -pair[1]):
         bar = "█" * round(size / count.peak * (40 if width >= WIDE else 24))
-        table.add_row(kind, format_bytes(size), _share(size, count), Text(bar or "▏", style="cyan"))
+        table.add_row(kind, format_bytes(size), count.share(size), Text(bar or "▏", style="cyan"))
     yield table
 
 

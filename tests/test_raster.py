@@ -20,7 +20,7 @@ def image(svg: str) -> Image.Image:
 
 def test_a_picture_is_as_large_as_it_is_drawn() -> None:
     made = image(pictures.memory(PLAN))
-    assert made.width == drawing.WIDTH * raster.SCALE
+    assert made.width == drawing.BROAD.width * raster.SCALE
     colours = {colour for _, colour in made.getcolors(1 << 20) or ()}
     assert {(0x25, 0xA1, 0x8E), (0xFF, 0xFF, 0xFF)} <= colours, "activations on paper"
 

@@ -73,7 +73,7 @@ def refusal(error: PlannerError, form: Form | None = None) -> View:
 def budgets(found: Frontier, *, searching: bool) -> str:
     """What each budget buys, as far as it is known."""
     more = '<p class="faint searching">Looking for what still runs within less …</p>' if searching else ""
-    return _page((report.wide(pictures.frontier(found)) if found.points else "", more))
+    return _page((report.drawn(lambda frame: pictures.frontier(found, frame)) if found.points else "", more))
 
 
 def waiting(words: str) -> str:
@@ -92,9 +92,9 @@ def heading() -> str:
 
 
 def _pictures(plan: Plan, anatomy: Anatomy | None) -> Iterator[str]:
-    yield report.wide(pictures.memory(plan, anatomy))
+    yield report.drawn(lambda frame: pictures.memory(plan, anatomy, frame))
     if anatomy and len(anatomy.steps) > 1:
-        yield report.wide(pictures.techniques(anatomy))
+        yield report.drawn(lambda frame: pictures.techniques(anatomy, frame))
     yield from ("<h2>Phase by phase</h2>", report.phases(plan), "<h2>Switched on</h2>", report.options(plan))
 
 

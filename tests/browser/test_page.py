@@ -45,8 +45,12 @@ def test_4k_on_8_gb(tab: Any, address: str, called_out: list[str]) -> None:
     fill(tab, "height", "2224")
     said = read_verdict(tab, "sd15 at 3840×2224 fits in 8.59 GB")
     assert "vae_tiling" in said
-    tab.wait_for_selector("#pictures svg.vp text:has-text('What each change saves and costs')", timeout=PATIENCE)
-    drawn = tab.text_content("#pictures svg.vp >> nth=0")
+    shown = "#pictures svg.vp:visible"  # one for a page, one for a phone
+    tab.wait_for_selector(f"{shown} text:has-text('What each change saves and costs')", timeout=PATIENCE)
+    drawn = tab.text_content(f"{shown} >> nth=0")
+    box = tab.locator(shown).first.bounding_box()
+    assert 0 <= box["x"] < box["x"] + box["width"] <= tab.viewport_size["width"]
+    assert letters(tab, shown) >= 9
     assert "unet" in drawn
     assert "budget 8.59 GB" in drawn
     assert "vae.decode" in tab.inner_text("#pictures table >> nth=0")
@@ -60,6 +64,14 @@ def test_4k_on_8_gb(tab: Any, address: str, called_out: list[str]) -> None:
     assert "Not chosen" in tab.inner_text("#reasons")
     assert overflow(tab) == 0
     assert not called_out
+
+
+def letters(tab: Any, shown: str) -> float:
+    """Pixels that the smallest letters of a picture are high on this screen."""
+    smallest = "svg => Math.min(...[...svg.querySelectorAll('text')].map(t => parseFloat(t.getAttribute('font-size'))))"
+    scale = "svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    picture = tab.locator(shown).first
+    return float(picture.evaluate(smallest)) * float(picture.evaluate(scale))
 
 
 def turn(tab: Any, name: str) -> None:
@@ -114,8 +126,9 @@ def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     tab.goto(f"{address}?steps=4&width=256&height=256")
     read_verdict(tab, "fits in")
     turn(tab, "Budgets")
-    tab.wait_for_selector("#budgets svg.vp", timeout=PATIENCE)
-    assert "Time against budget" in tab.text_content("#budgets svg.vp")
+    tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
+    assert "Time against budget" in tab.text_content("#budgets svg.vp:visible")
+    assert letters(tab, "#budgets svg.vp:visible") >= 7
     assert overflow(tab) == 0
 
 

@@ -10,10 +10,12 @@ from xml.etree import ElementTree
 import pytest
 from plans import PLAN
 
-from planner import pictures
+from planner import drawing, pictures
+from planner.drawing import BROAD, NARROW, Frame
 from planner.errors import BadRequest
 from planner.plan import Infeasible, PhasePromise
 from planner.surveys import Anatomy, Frontier, Point, Step
+from planner.techniques.base import Option
 from planner.web import view
 from planner.web.form import Form
 
@@ -22,6 +24,10 @@ LONG = (
     Step(what=f"a technique with a long name, the {n}th", budget=n * 10**9, seconds=200.0 - n) for n in range(9, 0, -1)
 )
 STEPS = (Step(what="nothing switched on", budget=24_600_000_000, seconds=189.0), *LONG)
+
+
+OPTIONS = (Option(technique="streaming", component="transformer", value="24/62", calls=()),) * 4
+POINTS = tuple(Point(budget=n * 10**9, seconds=200.0 - n, options=OPTIONS) for n in range(1, 18))
 
 
 class Balanced(HTMLParser):
@@ -76,17 +82,16 @@ def test_what_does_not_fit_is_shown_at_its_leanest() -> None:
 
 
 def test_budgets_are_drawn_as_they_are_found() -> None:
-    bare = Point(budget=24 * 10**9, seconds=190.0, options=())
-    found = Frontier(model="sd15", request=PLAN.request, device=PLAN.device, points=(), bare=bare)
-    assert "Looking for" in check(view.budgets(found, searching=True))
+    assert "Looking for" in check(view.budgets(frontier(()), searching=True))
     points = tuple(Point(budget=n * 10**9, seconds=200.0 - n, options=PLAN.options) for n in (3, 5, 7))
-    done = view.budgets(Frontier(**{**known(found), "points": points}), searching=False)
+    done = view.budgets(frontier(points), searching=False)
     assert "7.00 GB" in check(done)
     assert "searching" not in done
 
 
-def known(found: Frontier) -> dict[str, object]:
-    return {name: getattr(found, name) for name in ("model", "request", "device", "points", "bare")}
+def frontier(points: tuple[Point, ...]) -> Frontier:
+    bare = Point(budget=24 * 10**9, seconds=190.0, options=())
+    return Frontier(model="sd15", request=PLAN.request, device=PLAN.device, points=points, bare=bare)
 
 
 def many(count: int) -> tuple[PhasePromise, ...]:
@@ -98,16 +103,22 @@ def many(count: int) -> tuple[PhasePromise, ...]:
     )
 
 
+@pytest.mark.parametrize("frame", [BROAD, NARROW], ids=["page", "phone"])
 @pytest.mark.parametrize("count", [1, 3, 8, 80])
-def test_words_in_pictures_do_not_overlap(count: int) -> None:
+def test_words_in_pictures_do_not_overlap(count: int, frame: Frame) -> None:
     plan = replace(PLAN, promise=replace(PLAN.promise, phases=many(count)))
     anatomy = Anatomy(plan=plan, counts=(), timeline=(), steps=STEPS)
-    for drawing in (pictures.memory(plan), pictures.techniques(anatomy)):
-        words = [each for each in ElementTree.fromstring(drawing).iter() if each.tag.endswith("text")]
+    drawings = (
+        pictures.memory(plan, None, frame),
+        pictures.techniques(anatomy, frame),
+        pictures.frontier(frontier(POINTS[:count]), frame),
+    )
+    for drawn in drawings:
+        words = [each for each in ElementTree.fromstring(drawn).iter() if each.tag.endswith("text")]
         boxes = [(box(each), each.text) for each in words]
         for place, ((left, right, y), said) in enumerate(boxes):
             assert left >= 0, said
-            assert right <= 800, said
+            assert right <= frame.width, said
             for (other_left, other_right, other_y), other in boxes[place + 1 :]:
                 apart = abs(y - other_y) >= 9 or right <= other_left or other_right <= left
                 assert apart, f"{said!r} covers {other!r}"
@@ -119,3 +130,16 @@ def box(text: ElementTree.Element) -> tuple[float, float, float]:
     start = {"start": 0.0, "middle": 0.5, "end": 1.0}[text.attrib["text-anchor"]]
     left = float(text.attrib["x"]) - start * length
     return left, left + length, float(text.attrib["y"])
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "said"),
+    [
+        (14.6, 107, "30 60 90"),
+        (0.0, 0.9, "0 0.2 0.4 0.6 0.8"),
+        (300, 900, "360 480 600 720 840"),
+        (40000, 90000, "40000 50000 60000 70000 80000 90000"),
+    ],
+)
+def test_moments_are_round(least: float, most: float, said: str) -> None:
+    assert drawing.moments(least, most) == pytest.approx([float(each) for each in said.split()])
