@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch.overrides import TorchFunctionMode
 
-from planner import fourbit
+from planner import fourbit, rounded
 from planner.errors import BadRequest, PlannerError, TraceFailed
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.standin import TokenizerStandIn
@@ -105,7 +105,9 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     tie = getattr(module, "tie_weights", None)
     if tie is not None:
         tie()
-    for path in part.packed:
+    if part.how:
+        rounded.pack(module, part.packed, part.how)
+    for path in () if part.how else part.packed:
         fourbit.pack(module.get_submodule(path), nested=part.nested, compute=getattr(torch, part.compute))
     return module.eval().requires_grad_(False)
 

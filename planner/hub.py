@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from planner.errors import BadRequest, UnknownModel
 
@@ -19,10 +19,18 @@ TOKENIZER = "tokenizer_config.json"
 LIBRARIES = ("diffusers", "transformers")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names in a safetensors header, and torch's."""
+EIGHT_BITS = {"F8_E4M3": "bfloat16", "F8_E5M2": "bfloat16"}
+"""Numbers of 8 bits are read into wider ones, all of which bfloat16 holds exactly: neither diffusers' nor transformers'
+`from_pretrained` keeps them as they are (0.42.1; 5)."""
+SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "scaled_fp8")
+"""Last words in the names of what 8-bit weights are multiplied by in files of other programs."""
 BESIDE = ".weight."
 """In the names of what hangs on a packed weight: `to_q.weight.absmax`."""
+WRAPPED = "._weight_"
+"""The same of what torchao's weights are made of: `to_q._weight_scale`."""
 LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer headers (safetensors/src/tensor.rs, MAX_HEADER_SIZE)."""
+METADATA = "__metadata__"
 PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
 """Weights loaded when no variant such as fp16 is asked for."""
 
@@ -80,16 +88,18 @@ def read_config(folder: Path, name: str, library: str, file: str) -> dict[str, J
 
 
 def packed_layers(folder: Path, how: Mapping[str, Json]) -> tuple[str, ...]:
-    """The layers a component stores in 4 bits, as its files name them.
+    """The layers a component stores in 4 bits, or by torchao, as its files name them.
 
     `how`: its `quantization_config`.  Raises BadRequest for other ways to quantize, and where there are no files.
     """
     method = str(how.get("quant_method") or "no method named")
+    if method == "torchao":
+        return _wrapped_layers(folder)
     if not how.get("load_in_4bit"):
         eight = " (8 bits)" if how.get("load_in_8bit") else ""
         raise BadRequest(
-            f"{folder} is stored quantized by {method}{eight}, of which only bitsandbytes' 4 bits can be sized: "
-            "give the unquantized folder, and plan with fidelity lossy and use=quantization."
+            f"{folder} is stored quantized by {method}{eight}, of which only torchao's weights and bitsandbytes' "
+            "4 bits can be sized: give the unquantized folder, and plan with fidelity lossy and use=quantization."
         )
     files = sorted(folder.glob("*.safetensors"))
     names = {name for file in files for name in _header(file)}
@@ -100,6 +110,36 @@ def packed_layers(folder: Path, how: Mapping[str, Json]) -> tuple[str, ...]:
             "weights; fetch its weights too, for they alone say which layers."
         )
     return tuple(layers)
+
+
+def torchao_config(folder: Path, how: Mapping[str, Json]) -> Mapping[str, Json]:
+    """How torchao rounded every layer that it did, from a `quantization_config`.
+
+    Raises BadRequest where it did so in several ways.
+    """
+    kinds = how.get("quant_type")
+    config = kinds.get("default") if isinstance(kinds, dict) else None
+    if not isinstance(config, dict) or not isinstance(kinds, dict) or len(kinds) > 1:
+        raise BadRequest(
+            f"{folder} names {len(kinds) if isinstance(kinds, dict) else 0} ways in which torchao quantized it where 1 "
+            "is due: save it anew by diffusers 0.42 or later, or give the unquantized folder."
+        )
+    return config
+
+
+def _wrapped_layers(folder: Path) -> tuple[str, ...]:
+    """The layers whose weights torchao wrapped, from the metadata it leaves in safetensors headers (0.16 and later)."""
+    layers: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, said in _metadata(file).items():
+            if name.endswith(".weight") and '"_type"' in said and '"_type": "Tensor"' not in said:
+                layers.add(name.removesuffix(".weight"))
+    if not layers:
+        raise BadRequest(
+            f"{folder} says that torchao quantized it, and 0 of its safetensors files tell which layers; weights in "
+            "pickles are never read: save it by torchao 0.16 or later, or give the unquantized folder."
+        )
+    return tuple(sorted(layers))
 
 
 def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
@@ -114,9 +154,22 @@ def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
         dtype = str(named).removeprefix("torch.")
         return dtype if dtype in DTYPES.values() else "float32"
     [(most, _)] = sizes.most_common(1)
+    if most in EIGHT_BITS:
+        _refuse_scales(folder, plain or files)
+        return EIGHT_BITS[most]
     if most not in DTYPES:
         raise BadRequest(f"{folder} stores weights as {most}: give a folder with float32, float16 or bfloat16 weights.")
     return DTYPES[most]
+
+
+def _refuse_scales(folder: Path, files: list[Path]) -> None:
+    """Raises BadRequest for 8-bit weights with scales, which loading would leave out."""
+    scales = sum(name.rpartition(".")[2] in SCALES for file in files for name in _header(file))
+    if scales:
+        raise BadRequest(
+            f"{folder} stores 8-bit weights with {scales} scales beside them, which diffusers would leave out: give "
+            "the unquantized folder, and plan with fidelity lossy and use=layerwise_casting."
+        )
 
 
 def tokenizer_length(folder: Path) -> int:
@@ -133,10 +186,10 @@ def write_json(path: Path, content: Mapping[str, Json]) -> None:
 
 
 def _bytes_by_dtype(file: Path) -> Counter[str]:
-    """Bytes per dtype from a safetensors header: eight bytes of length, then JSON.  Packed weights have none."""
+    """Bytes per dtype of what is not packed."""
     sizes: Counter[str] = Counter()
     for name, (dtype, nbytes) in _header(file).items():
-        if dtype != "U8" and BESIDE not in name:
+        if dtype != "U8" and BESIDE not in name and WRAPPED not in name:
             sizes[dtype] += nbytes
     return sizes
 
@@ -144,14 +197,30 @@ def _bytes_by_dtype(file: Path) -> Counter[str]:
 def _header(file: Path) -> dict[str, tuple[str, int]]:
     """Dtype and bytes of each tensor in a safetensors file.  Raises UnknownModel."""
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length) if length <= LONGEST_HEADER else b"")
-        header.pop("__metadata__", None)
-        spans = ((name, each["dtype"], *each["data_offsets"]) for name, each in header.items())
+        spans = ((name, each["dtype"], *each["data_offsets"]) for name, each in _head(file).items() if name != METADATA)
         return {name: (str(dtype), int(end) - int(start)) for name, dtype, start, end in spans}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnknownModel(f"{file} has no readable safetensors header: fetch the file again.") from error
+        raise _unreadable(file) from error
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """What its writer said in a safetensors file.  Raises UnknownModel."""
+    try:
+        return {str(name): str(said) for name, said in (_head(file).get(METADATA) or {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(file) from error
+
+
+def _head(file: Path) -> dict[str, Any]:
+    """The header as it is: eight bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        found: dict[str, Any] = json.loads(stream.read(length) if length <= LONGEST_HEADER else b"")
+    return found
+
+
+def _unreadable(file: Path) -> UnknownModel:
+    return UnknownModel(f"{file} has no readable safetensors header: fetch the file again.")
 
 
 def _is_pair(entry: Json) -> bool:

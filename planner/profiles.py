@@ -58,11 +58,13 @@ class ComponentProfile:
     optional: bool = False
     """Left out unless asked for."""
     packed: tuple[str, ...] = ()
-    """Linear layers stored in 4 bits, by path."""
+    """Layers stored in 4 bits, or as torchao packs them, by path."""
     nested: bool = False
     """Whether the scales of those are quantized too."""
     compute: str = ""
     """Dtype in which those compute; empty: that of what they are given."""
+    how: Mapping[str, Json] = field(default_factory=dict, hash=False)
+    """What torchao did to them, in its own words; empty: they are of bitsandbytes."""
 
     @property
     def readied(self) -> tuple[str, tuple[str, ...]] | None:
@@ -298,6 +300,8 @@ def _from_folder(path: Path, name: str, library: str, kind: str, checked: bool) 
     part = replace(part, config=facts, dtype=stored, stored=stored, packed=packed)
     if not isinstance(given, dict):
         return part
+    if given.get("quant_method") == "torchao":
+        return replace(part, how=hub.torchao_config(path / name, given))
     compute = str(given.get("bnb_4bit_compute_dtype") or "float32")  # what its class does where nothing is said
     return replace(part, nested=bool(given.get("bnb_4bit_use_double_quant")), compute=compute)
 
@@ -325,7 +329,7 @@ def _heading(part: ComponentProfile) -> dict[str, Json]:
 
 
 def _packed(part: ComponentProfile) -> tuple[object, ...]:
-    return (part.packed, part.nested, part.compute) if part.packed else ()
+    return (part.packed, part.nested, part.compute, *((part.how,) if part.how else ())) if part.packed else ()
 
 
 def content_key(profile: PipelineProfile) -> str:

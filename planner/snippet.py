@@ -29,6 +29,9 @@ ARGUMENTS = {
 }
 """Fields of a request and the call arguments they become."""
 _LOADS = re.compile(r"pipe = \w+\.from_pretrained\(")
+_ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
+"""An option that is an argument of the call."""
+_OURS = "from planner."
 _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
 
 
@@ -124,9 +127,11 @@ def _cap(plan: Plan) -> Iterator[str]:
 
 
 def _setting(option: Option) -> Iterator[str]:
-    calls = [call for call in option.calls if not _LOADS.match(call) and not _GENERATES.search(call)]
+    elsewhere = (_LOADS.match, _ADDS.fullmatch, _GENERATES.search)
+    calls = [call for call in option.calls if not any(found(call) for found in elsewhere)]
     if calls:
-        yield f"# {spoken(option)}"
+        ours = ", which diffusers lacks" if any(call.startswith(_OURS) for call in calls) else ""
+        yield f"# {spoken(option)}{ours}"
         yield from map(fold, calls)
 
 
@@ -151,6 +156,8 @@ def _call(plan: Plan, prompt: str, images: int) -> str:
         wanted["num_videos_per_prompt" if request.frames else "num_images_per_prompt"] = images
     kind, pictures = kind_of(plan.pipeline), _pictures(plan)
     given = [f"{name}={literal(value)}" for name, value in (wanted | dict(request.extra)).items() if value is not None]
+    added = (_ADDS.fullmatch(call) for option in plan.options for call in option.calls)
+    given += [f"{found['name']}={found['value']}" for found in added if found]
     given = [argument for argument in given if argument.partition("=")[0] not in kind.lacks]
     named = f"prompt={prompt}" if pictures or kind.first != "prompt" else prompt
     words = [] if "prompt" in kind.lacks else [named]

@@ -16,7 +16,7 @@ HOUSE = Path(planner.__file__).parent
 ROOMS = (
     *("errors", "plain", "quiet", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
     *("calibration", "cards", "probe"),
-    *("program", "store", "standin", "fourbit", "blueprint", "packed", "streamable", "groupable"),
+    *("program", "store", "standin", "packed", "fourbit", "rounded", "blueprint", "streamable", "groupable"),
     *("holding", "double", "ghost", "strides", "metas", "signature"),
     *(
         "recorder",
@@ -58,7 +58,7 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
-    *("fourbit", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
+    *("fourbit", "rounded", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
     *("effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""

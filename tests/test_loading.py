@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from techniques.tiny import PROMPT, stable_diffusion
 
 import planner
@@ -61,6 +62,30 @@ def test_rounded_as_it_is_read(load: Any) -> None:
     pipe(PROMPT, height=64, width=64, num_inference_steps=2)
     with pytest.raises(ApplyFailed, match="for good; load the pipeline anew"):
         plan.revert(pipe)
+
+
+def in_eight_bits(file: Path, **beside: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Rewrite a file of weights in fp8, and return them."""
+    narrow = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}
+    save_file(narrow | beside, file, metadata={"format": "pt"})
+    return narrow
+
+
+def test_a_folder_in_8_bits_is_planned_as_it_is_loaded(tmp_path: Path) -> None:
+    stable_diffusion(tmp_path / "letters").save_pretrained(tmp_path / "fp8")
+    files = {part: next((tmp_path / "fp8" / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")}
+    narrow = {part: in_eight_bits(file) for part, file in files.items()}["unet"]
+    wanted = CALL | {"device": planner.card("rtx-3070"), "cache": tmp_path, "without": ["precision"]}
+    plan = planner.plan(tmp_path / "fp8", **wanted)
+    pipe, _ = planner.load(tmp_path / "fp8", **wanted)
+    assert bytes_of(pipe.unet) == 2 * sum(t.nbytes for t in narrow.values())
+    assert plan.option("placement").value == "resident"
+    assert plan.dtype == "bfloat16"
+    weights = pipe.unet.state_dict()
+    assert all(torch.equal(weights[name], tensor.to(torch.bfloat16)) for name, tensor in narrow.items())
+    in_eight_bits(files["unet"], **{"conv_in.scale_weight": torch.ones(1)})
+    with pytest.raises(BadRequest, match="8-bit weights with 1 scales beside them"):
+        planner.plan(tmp_path / "fp8", **wanted)
 
 
 def test_a_host_too_small_is_said_before_anything_is_read(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:

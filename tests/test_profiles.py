@@ -363,9 +363,14 @@ def test_an_auto_map_is_refused_unless_diffusers_has_the_class(folder):
         profiles.read_folder(folder)
 
 
-def test_quantized_folders_are_refused(folder):
+def test_weights_of_8_bits_are_sized_as_they_are_loaded(folder):
     write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", F8_E4M3=900, F32=8)
-    with pytest.raises(BadRequest, match="stores weights as F8_E4M3"):
+    assert profiles.read_folder(folder).dtype == "bfloat16"
+
+
+def test_quantized_folders_are_refused(folder):
+    write_safetensors(folder / "unet" / "diffusion_pytorch_model.safetensors", I8=900, F32=8)
+    with pytest.raises(BadRequest, match="stores weights as I8"):
         profiles.read_folder(folder)
     edit(folder / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(BadRequest, match="stored quantized by bitsandbytes, of which only"):

@@ -35,8 +35,8 @@ class DecodeChunks:
 
     def _option(self, component: Component, frames: int) -> Option:
         fidelity = Fidelity.FAITHFUL if component.kind in TEMPORAL else Fidelity.EXACT
-        call = f"pipe.decode_latents = functools.partial(pipe.decode_latents, {CHUNK}={frames})"
-        return Option(technique=self.name, value=frames, fidelity=fidelity, lean=True, calls=("import functools", call))
+        call = f"pipe({CHUNK}={frames})"
+        return Option(technique=self.name, value=frames, fidelity=fidelity, lean=True, calls=(call,))
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return variant.under(Setting(self.name, option.value, "call"))

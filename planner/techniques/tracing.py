@@ -15,6 +15,8 @@ from planner.techniques.live import in_reverse, modules, remember, undone_on_err
 
 TRACEABLE = "UNet2DConditionModel"
 """The one class whose traced graph is known to serve every step: its control flow depends on shapes alone."""
+IMPORT = "from planner.techniques.tracing import trace_calls"
+"""The inputs of `torch.jit.trace` must be caught in a call: those of a UNet are not all tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,7 @@ def _jit_calls(program: Program, denoisers: tuple[Component, ...]) -> tuple[str,
     """A graph holds on to its weights, so they must stay where they are."""
     if _travel_whole(program) or _travel_singly(program) or {part.kind for part in denoisers} != {TRACEABLE}:
         return ()
-    trace = "torch.jit.trace(pipe.{0}, example_inputs, check_trace=False)"
-    return tuple(f"pipe.{part.name}.forward = {trace.format(part.name)}" for part in denoisers)
+    return (IMPORT, *(f"trace_calls(pipe.{part.name})" for part in denoisers))
 
 
 def _compile_calls(program: Program, denoisers: tuple[Component, ...]) -> tuple[str, ...]:
