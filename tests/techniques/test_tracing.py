@@ -107,3 +107,20 @@ def test_calls() -> None:
     blocks = programs.program(programs.transformer(), transformer=(programs.attention(),))
     (compiled,) = TRACING.options(blocks, programs.device(), REQUEST)
     assert compiled.calls == ("pipe.transformer.compile_repeated_blocks()",)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_printed_code_does_what_the_plan_does(sd: Any, flux: Any) -> None:
+    unet = programs.program(programs.unet(), unet=(programs.attention(),))
+    blocks = programs.program(programs.transformer(), transformer=(programs.attention(),))
+    jit, whole = (printed.calls for printed in TRACING.options(unet, programs.device(), REQUEST))
+    (regional,) = (printed.calls for printed in TRACING.options(blocks, programs.device(), REQUEST))
+    output = tiny.run(sd)
+    exec("\n".join(whole), {"pipe": sd})
+    assert sd.unet._compiled_call_impl is not None
+    sd.unet._compiled_call_impl = None  # no time for a compiler here
+    exec("\n".join(jit), {"pipe": sd})
+    assert torch.allclose(tiny.run(sd), output, atol=1e-5)
+    assert isinstance(sd.unet.forward.graph, torch.jit.ScriptModule)
+    exec("\n".join(regional), {"pipe": flux})
+    assert flux.transformer.transformer_blocks[0]._compiled_call_impl is not None

@@ -1,4 +1,7 @@
-"""The code a plan prints is run as it stands, and takes what the applied plan takes."""
+"""The code a plan prints is run as it stands, and takes what the applied plan takes.
+
+That of `tracing`, whose graphs and compilers need kernels, is run on the host (tests/techniques/test_tracing.py).
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,6 @@ CASES = {
     ),
     "split images": Case("sd15", {"use": ["split=2"], "images": 4, "budget": "80%", **SMALL}),
     "split prompts": Case("sd15", {"use": ["split=2"], "prompts": 2, "images": 2, "budget": "80%", **SMALL}),
-    "a traced graph": Case("sd15", {"use": ["tracing=jit"], "calls": 4, "budget": "80%", **SMALL}),
     "decode chunks": Case("animatediff-sd15", {"use": ["decode_chunks=4"], "budget": "80%", "steps": 2}),
     "from an image": Case("svd", {"use": ["decode_chunks=4", "forward_chunks"], "budget": "22GB", "steps": 2}, LARGE),
     "forward chunks": Case("sd3-medium", {"use": ["forward_chunks"], "budget": "80%", **SMALL}),
