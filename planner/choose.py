@@ -44,6 +44,7 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     pruned: list[tuple[Priced, Priced]] = []
     made = Scenes(pricer, limits)
     visited: list[str] = []
+    hopeful: list[str] = []
     rehearsals: dict[str, Rehearsal] = {}
     refused: set[str] = set()
     best: solve.Solution | None = None
@@ -65,18 +66,19 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
 
     for scene in _by_bound(pricer, made, pruned, latest):
         visited.append(scene.problem.label)
+        hopeful.append(scene.problem.label)
         while True:
-            try:
-                best = solve.solve(
-                    [made.called(label).problem for label in visited], accept=runs, slack=SLACK, exact=made.exact
-                )
-            except solve.NoSolution as evidence:
-                missing = evidence
+            problems = [made.called(label).problem for label in hopeful]
+            best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact)
             if not (scenes := narrow()):
                 break
             for refusing in scenes:
                 made.widen(refusing.problem.label)
+        if best is None:  # what they offer will not do, however often it is asked
+            hopeful.clear()
     if best is None:
+        problems = [made.called(label).problem for label in visited]
+        missing = solve.evidence(problems, sum(bool(seen.failed) for seen in rehearsals.values()), made.exact)
         raise NothingFits(made.whole(made.called(missing.choice.label), missing.choice), missing)
     scene = made.called(best.label)
     return Choice(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import scenes
 
 from planner.solve import Alternative, NoSolution, Offer, Problem, Solution, alternatives, smallest_capacity, solve
+from planner.solve.search import PATIENCE
 
 SLACKS = st.sampled_from([0.0, 1 / 64, 1 / 8, 1 / 2, 4.0])
 GB = 10**9
@@ -403,3 +404,36 @@ def test_many_combinations_are_no_matter() -> None:
     found = solve([Problem(label="", groups=groups, capacity=4 * GB, base=(0, 0, 0))], accept=accept)
     assert max(found.memory) <= 4 * GB
     assert asked[:21] == sorted(asked[:21])
+
+
+def crumbs(pieces: int = 12) -> Problem:
+    """Fast choices that differ in crumbs, and slow ones that need less and less: 2^12 times 8 of them."""
+    small = tuple(
+        (Offer(name="a", seconds=0.0, memory=(n,)), Offer(name="b", seconds=(n + 1) / 1024, memory=(0,)))
+        for n in range(1, pieces + 1)
+    )
+    large = tuple(Offer(name=f"{n}", seconds=float(n), memory=(900 - 100 * n,)) for n in range(8))
+    return Problem(label="crumbs", groups=(*small, large), capacity=1000, base=(0,))
+
+
+def test_patience_with_choices_that_differ_in_crumbs_ends() -> None:
+    asked: list[Solution] = []
+
+    def refuse(solution: Solution) -> bool:
+        asked.append(solution)
+        return False
+
+    with pytest.raises(NoSolution) as nothing:
+        solve([crumbs()], accept=refuse)
+    assert PATIENCE < len(asked) == nothing.value.refused < 9 * PATIENCE
+
+
+@pytest.mark.parametrize("most", [960, 700, 420, 260])
+def test_what_was_not_asked_about_is_no_faster_than_the_bound(most: int) -> None:
+    """The replay takes nothing above `most` bytes; a choice is found, and the bound says what was proven."""
+    found = solve([crumbs()], accept=lambda solution: solution.memory[0] <= most, slack=0.0)
+    fastest = solve([replace(crumbs(), capacity=most)], slack=0.0)
+    assert found.memory[0] <= most
+    assert found.bound <= fastest.seconds <= found.seconds
+    assert found.memory[0] >= 0.7 * most
+    assert found.seconds == pytest.approx(solve([replace(crumbs(), capacity=found.memory[0])], slack=0.0).seconds)

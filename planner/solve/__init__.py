@@ -23,7 +23,9 @@ __all__ = [
     "Problem",
     "Solution",
     "alternatives",
+    "evidence",
     "filled",
+    "found",
     "smallest_capacity",
     "solve",
 ]
@@ -43,13 +45,27 @@ def solve(
     first put to `exact`, which answers with its offers in full.  Raises `NoSolution`.
     """
     search = Search(problems, accept, exact)
+    if (solution := _found(search, slack)) is None:
+        raise evidence(search.problems, search.refused, exact)
+    return solution
+
+
+def found(
+    problems: Sequence[Problem], *, accept: Callable[[Solution], bool], slack: float, exact: Exact
+) -> Solution | None:
+    """The same; None where there is nothing, which is all that is said then, and quickly."""
+    return _found(Search(problems, accept, exact), slack)
+
+
+def _found(search: Search, slack: float) -> Solution | None:
+    problems = search.problems
     levels = sorted({0, *(offer.fidelity for problem in problems for group in problem.groups for offer in group)})
     fastest = search.hunt(Aim(levels[-1]))
     if fastest is None:
-        raise evidence(search.problems, search.refused, exact)
+        return None
     limit = fastest.time * (1 + slack)
     hunts = (search.hunt(Aim(level, limit, frugal=True)) for level in levels)
-    return search.solution(next(filter(None, hunts)), fastest.time)
+    return search.solution(next(filter(None, hunts)), min(fastest.time, search.unasked))
 
 
 def smallest(
