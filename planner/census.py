@@ -24,6 +24,7 @@ from planner.program import (
     Plain,
     Program,
     Run,
+    Stay,
     calls,
 )
 
@@ -126,7 +127,7 @@ class _Crowd:
                     alive[buffer] = Origin(inner, self._maker(events, place), rounded(size))
                 case Free(buffer):
                     del alive[buffer]
-                case Load(key, sizes) | Fetch(key, sizes):
+                case Load(key, sizes) | Fetch(key, sizes) | Stay(key, sizes):
                     loaded.setdefault(key, []).append(sum(map(rounded, sizes)))
                 case Drop(key):
                     loaded[key].pop()

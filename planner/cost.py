@@ -35,13 +35,14 @@ from planner.program import (
     Program,
     Recording,
     Run,
+    Stay,
     calls,
 )  # fmt: skip
 
 GRAIN = 512
 """The allocator rounds every request up to this (kMinBlockSize)."""
 
-MOVES = (Load, Drop, Cast, Fetch, Await)
+MOVES = (Load, Drop, Cast, Fetch, Stay, Await)
 """Events after which a state is more than bytes in use."""
 
 BEFORE = "start"
@@ -301,6 +302,8 @@ class Meter:
                 self._load(key, sizes)
                 self.clock.work(self._pace.set_out(len(sizes)))
                 self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
+            case Stay(key, sizes):
+                self._load(key, sizes)
             case Join():
                 self.clock.wait(0.0)
             case Await(key):

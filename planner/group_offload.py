@@ -31,6 +31,7 @@ from planner.program import (
     Load,
     Program,
     Recording,
+    Stay,
 )
 
 TABLES = "tables"
@@ -141,13 +142,13 @@ class _Hooks:
         self._follows: dict[str, _Group] = {}
         self._led: set[str] = set()
         """Groups that set out when the one before them begins."""
-        self._aboard: dict[str, int] = {}
+        self._aboard: dict[str, _Group] = {}
+        """By the module whose beginning loads it."""
         self._due: set[str] = set()
         self._casts = 0
-        self.left: tuple[int, ...] = ()
-        """Bytes of what the last call left on the card, tensor by tensor."""
+        self.left: tuple[_Group, ...] = ()
+        """What the last call left on the card."""
         self._lingers = False
-        self._sizes: dict[str, tuple[int, ...]] = {}
         self._bears: dict[int, bool] = {}
 
     def cast(self, sizes: tuple[int, ...]) -> None:
@@ -162,9 +163,9 @@ class _Hooks:
         return () if self._grouping.blocks else self.component.anchored
 
     @property
-    def state(self) -> tuple[int, int]:
-        """Casts so far and orders learnt: while these are the same, so is what the hooks do."""
-        return self._casts, sum(order.learnt for order in self._orders)
+    def state(self) -> tuple[int, int, tuple[_Group, ...]]:
+        """Casts so far, orders learnt and weights left: while these are the same, so is what the hooks do."""
+        return self._casts, sum(order.learnt for order in self._orders), self.left
 
     def group(self, path: str, own: tuple[int, ...]) -> _Group | None:
         """What a module moves; by leaves that is its own, and the component's hook may move nothing but lead."""
@@ -186,7 +187,7 @@ class _Hooks:
     def begin(self, group: _Group, path: str) -> Iterator[Event]:
         """Before the `forward` of a module that bears hooks."""
         if path == group.first:
-            if group.key not in self._led or not self._aboard.get(group.key):
+            if group.key not in self._led or group.first not in self._aboard:
                 yield from self._load(group, ahead=False)
             if group.key in self._due:
                 self._due.discard(group.key)
@@ -209,21 +210,22 @@ class _Hooks:
                 self._led |= {after.key for after in order.seen}
 
     def leave(self) -> Iterator[Event]:
-        """After a call: what set out and was not wanted goes, for the body to be whole; `stay` has it come again."""
-        self.left = tuple(size for key in sorted(self._aboard) for size in self._sizes[key] * self._aboard[key])
-        for key in sorted(self._aboard):
-            yield from (Drop(key, copied=False) for _ in range(self._aboard[key]))
+        """After a call: what set out and was not wanted goes, for the body to be whole; `stay` keeps its room."""
+        self.left = tuple(group for _, group in sorted(self._aboard.items()))
+        yield from (Drop(group.key, copied=False) for group in self.left)
         self._aboard, self._due = {}, set()
 
     def stay(self) -> Iterator[Event]:
         """After a call: what is left on the card waits there for the component's next turn.
 
-        That is so where modules are called several times in a `forward`: the last of them leads the first again.  Which
-        module buffers belong to is not recorded, so all of them are taken to be of the first.
+        That is so where modules are called several times in a `forward`, as the last of them leads the first again, and
+        where this `forward` passed over modules that the first one called.  Which module buffers belong to is not
+        recorded, so all of them are taken to be of the first.
         """
         if self.left:
             self._lingers = True
-            yield Fetch(f"{self.component.name}/left", (*self.left, *self.tables), self._stream)
+            sizes = (size for group in self.left for size in group.sizes)
+            yield Stay(f"{self.component.name}/left", (*sizes, *self.tables), self._stream)
 
     def resume(self) -> Iterator[Event]:
         """Before a call: that turn has come."""
@@ -231,23 +233,30 @@ class _Hooks:
             self._lingers = False
             yield Drop(f"{self.component.name}/left", copied=False)
 
+    def board(self) -> Iterator[Event]:
+        """As a call begins: what the one before left is there until its module ends or it is fetched anew."""
+        self._aboard = {group.first: group for group in self.left}
+        yield from (Stay(group.key, group.sizes, group.stream) for group in self.left)
+
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
-        self._aboard[group.key] = self._aboard.get(group.key, 0) + 1
-        self._sizes[group.key] = group.sizes
+        stale = group.first in self._aboard
+        self._aboard[group.first] = group
         if not group.stream or not self._grouping.pinned or self._grouping.disk:
             yield Load(group.key, group.sizes, group.stream)
-            return
-        yield Fetch(group.key, group.sizes, group.stream)
-        if ahead:
-            self._due.add(group.key)
         else:
-            yield Await(group.key)
+            yield Fetch(group.key, group.sizes, group.stream)
+            if ahead:
+                self._due.add(group.key)
+            else:
+                yield Await(group.key)
+        if stale:  # the tensors point to the new bytes now
+            yield Drop(group.key, copied=False)
 
     def _dropped(self, group: _Group) -> Iterator[Event]:
         if group.stream:
             yield Join()
-        copied = not group.stream and not self._grouping.disk
-        yield from (Drop(group.key, copied) for _ in range(self._aboard.pop(group.key, 0)))
+        if self._aboard.pop(group.first, None):
+            yield Drop(group.key, copied=not group.stream and not self._grouping.disk)
 
     def _is_borne(self, event: Event) -> bool:
         if isinstance(event, Enter):
@@ -280,7 +289,7 @@ class _Writer:
 
     def __init__(self, program: Program, hooks: Mapping[str, _Hooks]) -> None:
         self._program, self._hooks = program, hooks
-        self._known: dict[tuple[int, str, tuple[int, int]], tuple[int, dict[int, int], tuple[int, ...]]] = {}
+        self._known: dict[tuple[object, ...], tuple[int, dict[int, int], tuple[_Group, ...]]] = {}
         self.written: list[Recording] = []
 
     def course(self) -> Iterator[Event]:
@@ -305,7 +314,7 @@ class _Writer:
                     outside = now is None
                     inside.append(self._entered(now, here, module, own))
                     now, here, group = inside[-1]
-                    yield from now.resume() if now and outside else ()
+                    yield from (*now.resume(), *now.board()) if now and outside else ()
                     yield from now.begin(group, here) if now and group else ()
                 case Exit():
                     inside.pop()
@@ -364,6 +373,7 @@ class _Writer:
         group = hooks.group("", recording.own) if "." not in call.module else None
         if tables := hooks.tables:
             yield Load(TABLES, tables)
+        yield from hooks.board()
         yield from hooks.begin(group, "") if group else ()
         yield from self._body(recording.events, hooks, "", names)
         yield from hooks.end(group, "") if group else ()

@@ -164,6 +164,15 @@ class Fetch(NamedTuple):
     """Whose room they take; 0 is the stream of the kernels."""
 
 
+class Stay(NamedTuple):
+    """Weights that an earlier call left on the card have their room here; nothing travels."""
+
+    key: str
+    weights: tuple[int, ...]
+    stream: int = 0
+    """Whose room they have; 0 is the stream of the kernels."""
+
+
 class Await(NamedTuple):
     """Kernels from here on need what was fetched under `key`."""
 
@@ -177,7 +186,7 @@ class Join(NamedTuple):
 MARKS = frozenset((Call, Enter, Exit, Cast))
 """Kinds of events that are landmarks of a body, where a call names its module."""
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Await | Join
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join
 
 
 @dataclass(frozen=True, slots=True)

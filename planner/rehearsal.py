@@ -31,6 +31,7 @@ from planner.program import (
     Matmul,
     Program,
     Run,
+    Stay,
     calls,
 )
 
@@ -155,7 +156,7 @@ class _Stage:
                 self._run(kernel)
             case Call(recording, _, kept):
                 self._call(recording, kept, scene)
-            case Load(key, sizes, stream) | Fetch(key, sizes, stream):
+            case Load(key, sizes, stream) | Fetch(key, sizes, stream) | Stay(key, sizes, stream):
                 blocks = [self.allocator.malloc(size, stream) for size in sizes]
                 scene.weights.setdefault(key, []).append(blocks)
             case Drop(key):

@@ -29,6 +29,7 @@ from planner.program import (
     Recording,
     Run,
     Stack,
+    Stay,
     Unit,
     Variant,
 )
@@ -238,9 +239,30 @@ def test_what_the_last_module_leads_waits_on_the_card_for_the_next_call() -> Non
     program = replace(program, recordings=(*program.recordings[:7], again, program.recordings[8]))
     grouped = group_offload(program, LEAVES_AHEAD, ["unet"])
     course = [
-        (type(event).__name__, event.weights if isinstance(event, Fetch) else ())
+        (type(event).__name__, event.weights if isinstance(event, Stay) else ())
         for event in grouped.recordings[grouped.course].events
-        if isinstance(event, (Call, Fetch, Drop))
+        if isinstance(event, (Call, Stay, Drop))
     ]
-    called, left, gone = ("Call", ()), ("Fetch", (WEIGHTS[1],)), ("Drop", ())
+    called, left, gone = ("Call", ()), ("Stay", (WEIGHTS[1],)), ("Drop", ())
     assert course == [called, called, left, gone, called, left]
+
+
+def test_what_a_call_passed_over_is_there_until_it_is_used() -> None:
+    program = denoiser(steps=3)
+    short = replace(program.recordings[5], events=(Call(1, "up", ((0, 1),)),))
+    whole = replace(
+        program.recordings[7], events=tuple(e._replace(recording=10) if isinstance(e, Call) and e.recording == 5 else e
+                                            for e in program.recordings[7].events)
+    )  # fmt: skip
+    course = Recording("Pipe", (), (Call(7, "unet", ((2, 0),)), Call(9, "unet", ((2, 1),)), Call(7, "unet", ((2, 2),))))
+    program = replace(program, recordings=(*program.recordings[:8], course, whole, short))
+    grouped = group_offload(program, LEAVES_AHEAD, ["unet"])
+    _, passing, after = [e.recording for e in grouped.recordings[grouped.course].events if isinstance(e, Call)]
+    missed = "blocks.0.down"
+    assert [e for e in flat(grouped, passing) if isinstance(e, Stay)] == []
+    story = [type(e).__name__ for e in flat(grouped, after) if getattr(e, "key", "") == missed]
+    assert story == ["Stay", "Fetch", "Drop", "Await", "Drop"], (
+        "fetched anew: what was there goes when the new has come"
+    )
+    events = list(flat(grouped, after))
+    assert sum(isinstance(e, Run) for e in events[: events.index(Drop(missed, copied=False))]) == 1
