@@ -213,6 +213,19 @@ def test_pictures_hold_their_words_inside() -> None:
         assert left + length <= 800, each.text
 
 
+def test_verify_ends_with_4_where_a_run_goes_over(
+    call: Any, folder: Path, home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run is real; what a card would have counted is made up, for there is none."""
+    monkeypatch.setattr("planner.lessons.file", lambda: tmp_path / "lessons.json")
+    done = call("verify", *SMALL, "--once")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "Within its budget.")
+    monkeypatch.setattr("planner.verify._outside", lambda plan: plan.budget + 1)
+    runner = CliRunner(env={"COLUMNS": "80", "XDG_CACHE_HOME": home})
+    over = runner.invoke(cli.main, ["verify", str(folder), *SMALL, "--once"])
+    assert (over.exit_code, over.stdout.splitlines()[-1]) == (4, "Over its budget.")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_shells_complete(shell: str) -> None:
     done = CliRunner().invoke(cli.main, ["completion", shell])

@@ -13,7 +13,7 @@ import torch
 from techniques import tiny
 
 import planner
-from planner import auto, cli
+from planner import auto, cli, profiles
 from planner.snapshot import snapshot
 from planner.techniques import DEFAULT
 
@@ -22,8 +22,12 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 
 
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
 def python(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return blocks(page, "python")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,22 @@ def test_a_technique_of_ones_own(tmp_path: Path, monkeypatch: Any) -> None:
     assert plan.promise.allocated < usual.baseline.allocated
     assert before.difference(snapshot(pipe)) == ()
     assert pipe.vae.config.force_upcast
+
+
+def test_profiles_shown_are_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card is the shipped one; the pipeline, with the parts that are left out, is SD 1.5 under another name."""
+    pipeline, card = blocks("adding.md", "toml")
+    assert card == (ROOT / "profiles/gpus/rtx-3070.toml").read_text("utf-8")
+    usual = profiles.find("sd15")
+    sections = re.split(r"(?m)^(?=\[)", (ROOT / "profiles/pipelines/sd15.toml").read_text("utf-8"))
+    others = (text for text in sections if text.startswith("[components.") and "[components.unet" not in text)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/some-model.toml").write_text(pipeline + "\n" + "".join(others), "utf-8")
+    monkeypatch.setattr(profiles, "shipped", lambda: tmp_path)
+    found = profiles.find("someone/some-model")
+    assert found.name == "some-model"
+    assert {part.name: part for part in found.components} == {part.name: part for part in usual.components}
+    assert (found.defaults, found.dtype) == (usual.defaults, usual.dtype)
 
 
 def test_python_runs_as_it_stands(
