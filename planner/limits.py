@@ -101,11 +101,11 @@ def last_fitting(
         high = min((n for n, seen in known.items() if not seen.fits and n > low), default=high)
         if high - low <= 1:
             return low
-        step = min(max(guess(growth, capacity, known, low, high), low + 1), high - 1)
+        step = guess(growth, capacity, known, low, high)
 
 
 def guess(growth: Growth, capacity: int, known: dict[int, Look], low: int, high: int) -> int:
-    """The step between `low` and `high` where the capacity is reached; half way where no line says so."""
+    """The step between `low` and `high`, both excluded, where the capacity is met; half way where no line says so."""
     points = sorted((growth.load(n), seen.needs) for n, seen in known.items())
     nearest = sorted(sorted(points, key=lambda point: abs(point[1] - capacity))[:2])
     (load, needs), (more, rise) = nearest[0], nearest[-1]
@@ -115,4 +115,4 @@ def guess(growth: Growth, capacity: int, known: dict[int, Look], low: int, high:
         wanted = load + (capacity - needs) * (more - load) / (rise - needs)
     else:
         return (low + high) // 2
-    return next((n for n in range(low + 1, high) if growth.load(n) > wanted), high) - 1
+    return max(next((n for n in range(low + 1, high) if growth.load(n) > wanted), high) - 1, low + 1)

@@ -255,7 +255,7 @@ def largest_of(study: Study, kind: Kind, device: Device, *, host: int | None = N
             return looked(lean, study.at(growth.at(step)).pricer(device), capacity)
 
         known = {start: look(start)}
-        further = min(guess(growth, capacity, known, 0, MOST[kind] + 1), MOST[kind])
+        further = guess(growth, capacity, known, 0, MOST[kind] + 1)
         if start == growth.now and growth.load(further) > FAR * growth.load(start):
             start, lean = further, _leanest(study.at(growth.at(further)), device, budget, host, tell)
             continue

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import BadRequest
-from planner.limits import EDGE, FRAMES, MOST, Growth, Look, last_fitting
+from planner.limits import EDGE, FRAMES, MOST, Growth, Kind, Look, guess, last_fitting
 from planner.request import Request
 
 SIZE = Growth(kind="size", request=Request(height=1024, width=1536))
@@ -60,6 +60,14 @@ def test_what_is_known_is_not_looked_at_again() -> None:
     last_fitting(looks(lambda n: 10**7 * n * n, 10**9, tried), SIZE, 10**9, known)
     assert SIZE.now not in tried
     assert set(tried) < set(known)
+
+
+@pytest.mark.parametrize("kind", ["size", "batch", "frames"])
+def test_the_first_guess_is_a_step_however_short_memory_is(kind: Kind) -> None:
+    growth = Growth(kind=kind, request=Request(height=512, width=512, frames=33))
+    for fits, needs in ((False, 10**12), (True, 1)):
+        step = guess(growth, 10**6, {growth.now: Look(fits, needs)}, 0, MOST[kind] + 1)
+        assert step == (MOST[kind] if fits else 1)
 
 
 def test_sizes_keep_their_shape() -> None:
