@@ -141,6 +141,23 @@ def _layer_norm(args: Sequence[Any], mode: FakeTensorMode) -> Any:
     return _norm(x, [*x.shape[: x.dim() - len(shape)], *(1 for _ in shape)], torch.float32, mode)
 
 
+def _pixel_shuffle(args: Sequence[Any], mode: FakeTensorMode) -> Any:
+    """CUDA has no kernel of its own: it permutes and copies, contiguously (PixelShuffle.cpp, math_pixel_shuffle)."""
+    x, factor = args
+    *lead, channels, height, width = x.shape
+    return _contiguous([*lead, channels // factor**2, height * factor, width * factor], x.dtype, mode)
+
+
+def _pixel_unshuffle(args: Sequence[Any], mode: FakeTensorMode) -> Any:
+    x, factor = args
+    *lead, channels, height, width = x.shape
+    return _contiguous([*lead, channels * factor**2, height // factor, width // factor], x.dtype, mode)
+
+
+def _contiguous(shape: list[int], dtype: torch.dtype, mode: FakeTensorMode) -> FakeTensor:
+    return ghost(aten.empty.memory_format(shape, dtype=dtype, device="meta"), mode)
+
+
 def _norm(
     x: torch.Tensor, statistics: Sequence[int], dtype: torch.dtype, mode: FakeTensorMode
 ) -> tuple[FakeTensor, ...]:
@@ -154,4 +171,6 @@ SPECIAL: dict[Any, Callable[[Sequence[Any], FakeTensorMode], Any]] = {
     aten.convolution.default: _convolution,
     aten.native_group_norm.default: _group_norm,
     aten.native_layer_norm.default: _layer_norm,
+    aten.pixel_shuffle.default: _pixel_shuffle,
+    aten.pixel_unshuffle.default: _pixel_unshuffle,
 }

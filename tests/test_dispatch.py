@@ -119,3 +119,12 @@ def test_a_product_of_two_dtypes_is_refused_as_on_the_card() -> None:
     x, weight = ghost(2, 8, dtype=torch.float8_e4m3fn), ghost(4, 8)
     with pytest.raises(RuntimeError, match="float8_e4m3fn and float16"):
         recorded(lambda: functional.linear(x, weight))
+
+
+def test_shuffled_pixels_lie_contiguously_as_on_the_card() -> None:
+    """A CPU has a kernel that keeps channels last; CUDA has none."""
+    image, weight = ghost(1, 4, 8, 8, last=True), ghost(8, 16, 3, 3)
+    conv = the(Conv, lambda: functional.conv2d(functional.pixel_unshuffle(image, 2), weight))
+    assert (conv.input, conv.input_last) == ((1, 16, 4, 4), False)
+    conv = the(Conv, lambda: functional.conv2d(functional.pixel_shuffle(ghost(1, 64, 8, 8, last=True), 2), weight))
+    assert (conv.input, conv.input_last) == ((1, 16, 16, 16), False)
