@@ -100,7 +100,7 @@ def draw(file: Path | None, made: Callable[[], str]) -> None:
 
 
 def write(file: Path | None, made: Callable[[], str | bytes]) -> None:
-    """Write a page or a picture, where one was asked for.  Raises BadRequest where that is impossible."""
+    """Write a page or a picture, where one was asked for, and say so.  Raises BadRequest where that is impossible."""
     if file is None:
         return
     content = made()
@@ -110,6 +110,7 @@ def write(file: Path | None, made: Callable[[], str | bytes]) -> None:
         raise BadRequest(
             f"{file} cannot be written ({error.strerror}); name a file in a folder that exists."
         ) from error
+    click.echo(f"Wrote {file}.", err=True)
 
 
 def complain(sentence: str) -> None:

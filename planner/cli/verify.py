@@ -26,8 +26,10 @@ def command(*, asked: Asked, twice: bool, as_json: bool) -> None:
     from planner.printed import Verified
     from planner.program import Variant
 
-    with output.working(f"Planning {asked.model} …", hidden=as_json):
-        plan = auto.plan(asked.model, device=asked.device, request=asked.request, components=asked.components)
+    with output.working(f"Planning {asked.model} …", hidden=as_json) as tell:
+        plan = auto.plan(
+            asked.model, device=asked.device, request=asked.request, components=asked.components, tell=tell
+        )
     with output.working(f"Running {asked.model} …", hidden=as_json):
         pipe = loaded(asked.model, plan.dtype)
         plan.apply(pipe)
