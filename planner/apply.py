@@ -15,6 +15,7 @@ from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.live import beside, in_reverse, modules, on_card, undone_on_error
 from planner.techniques.placement import Placement, check_free, remember_places
 from planner.techniques.streaming import Streaming
+from planner.techniques.vae_on_host import VaeOnHost
 from planner.units import format_bytes
 
 if TYPE_CHECKING:
@@ -65,10 +66,8 @@ def is_applied(pipe: Any) -> bool:
 
 def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
     """By name; where a device is given, our own compute there."""
-    return {
-        t.name: replace(t, device=device) if device is not None and isinstance(t, (Placement, Streaming)) else t
-        for t in techniques
-    }
+    own = (Placement, Streaming, VaeOnHost)
+    return {t.name: replace(t, device=device) if device is not None and isinstance(t, own) else t for t in techniques}
 
 
 def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:

@@ -99,7 +99,8 @@ def _by_bound(
     placements = pricer.offered(PLACEMENT, pricer.price(()))
     waiting: list[tuple[float, int, int, Callable[[], Iterable[Scene]]]] = []
     for priced in _calls(pricer, pruned):
-        plain = scenes.plain(neutral(priced.candidate, placements))
+        stays = any(option.neutral for option in priced.candidate)  # neutral options of a program may differ in words
+        plain = scenes.plain(priced.candidate if stays else neutral(priced.candidate, placements))
         bound = max(plain.bound, priced.seconds - (plain.priced.seconds - plain.bound))
         splits = ((), *((option,) for option in pricer.offered("split", priced)))
         for n, candidate in enumerate(pricer.merged(priced, split) for split in splits):

@@ -19,6 +19,7 @@ from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
     PLACED,
     Alloc,
+    Aside,
     Attention,
     Await,
     Call,
@@ -306,6 +307,8 @@ class Meter:
                 self._load(key, sizes)
             case Join():
                 self.clock.wait(0.0)
+            case Aside(flops, sent):
+                self.clock.wait(self._pace.host(flops) + self._pace.load(sent, 1, whole=True))
             case Await(key):
                 self.clock.await_(self._due.pop(key))
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host

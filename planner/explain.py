@@ -132,7 +132,7 @@ def _sums(plan: Plan) -> Table:
     if plan.headroom >= 0:
         rows.insert(3, ("headroom", plan.headroom, f"what stays free of {format_bytes(plan.budget)}"))
     if promise.host:
-        rows.append(("host", promise.host, "weights that wait in host memory"))
+        rows.append(("host", promise.host, "in host memory: what waits or is worked on there"))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

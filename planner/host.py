@@ -27,6 +27,15 @@ def available_host_ram(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -
     return max(0, min([int(psutil.virtual_memory().available), *(room for room in rooms if room is not None)]))
 
 
+def cores() -> int:
+    """Cores this process may compute on, as torch counts its threads: those with two threads once."""
+    import psutil
+
+    process: object = psutil.Process()
+    allowed = len(affinity()) if (affinity := getattr(process, "cpu_affinity", None)) else psutil.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
 def _groups(cgroups: Path, membership: Path) -> Iterator[Path]:
     """Folders of this process's memory groups and of the groups around them, whose limits hold as well."""
     lines = membership.read_text().splitlines() if membership.exists() else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from planner import attention
+from planner import attention, host
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
 from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
@@ -43,6 +43,9 @@ SPLIT = 0.25
 """Least share of the multiprocessors kept busy: small products are split along their depth."""
 NARROW = ((6, 0), (7, 0), (7, 5), (8, 0))
 """Compute capabilities with 64 fp32 units in a multiprocessor, where others have 128 (CUDA C++ Programming Guide)."""
+CORE = 20e9
+"""FLOP/s of one core in a decode, all in: Stable Diffusion's ran at 37 to 56 GFLOP/s on two cores of an AMD EPYC with
+AVX-512 (torch 2.14, 256² to 512², other work beside it)."""
 HEADS = (32, 64, 96, 128, 192, 256)
 """Head sizes for which fused attention kernels exist; others are padded to the next."""
 
@@ -90,6 +93,10 @@ class Pace:
     def fetch(self, nbytes: int) -> float:
         """Seconds of one copy from pinned host memory."""
         return nbytes / self.device.pinned_rate
+
+    def host(self, flops: int) -> float:
+        """Seconds of this machine's processor for convolutions in single precision."""
+        return flops / (host.cores() * CORE)
 
     def _left(self) -> float:
         """Share of elementwise kernels that fusion leaves; torch.jit fuses half of what inductor does."""

@@ -183,10 +183,17 @@ class Join(NamedTuple):
     """The host waits until all kernels have run, as diffusers does before it lets streamed weights go."""
 
 
+class Aside(NamedTuple):
+    """The host computes while the card waits: floating-point operations, and bytes it sends to the card then."""
+
+    flops: int
+    sent: int
+
+
 MARKS = frozenset((Call, Enter, Exit, Cast))
 """Kinds of events that are landmarks of a body, where a call names its module."""
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join
+Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join | Aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +377,7 @@ class Program:
     placed: tuple[Recording, ...] = field(default=(), repr=False)
     """Bodies written anew for where weights are; `PLACED` and their place here is their index."""
     waiting: int = 0
-    """Bytes of weights that keep a place in host memory while the pipeline is configured."""
+    """Bytes of weights that keep a place in host memory while the pipeline is configured, and of work done there."""
 
     @property
     def events(self) -> tuple[Event, ...]:

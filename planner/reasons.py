@@ -21,6 +21,9 @@ from planner.units import format_bytes, format_seconds
 SHOWN = 12
 """Rejections a plan lists at most; nearer ones first."""
 
+HOST = "host memory"
+"""What a shortage calls its phase where not the card is too small."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
@@ -88,7 +91,7 @@ def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
     """What is missing, and the smallest budget that would do."""
     evidence = nothing.evidence
     if evidence.over <= 0 and order.host is not None and evidence.host > order.host:
-        return Shortage(phase="host memory", over=evidence.host - order.host, smallest_budget=order.budget)
+        return Shortage(phase=HOST, over=evidence.host - order.host, smallest_budget=order.budget)
     enough = smallest_capacity(nothing.leanest, pricer, evidence.capacity)
     over = max(evidence.over, enough - order.capacity, 0)
     return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)
@@ -101,7 +104,7 @@ def infeasible(nothing: NothingFits, pricer: Pricer, order: Order) -> Infeasible
     plan = _plan(nothing.leanest, rehearsal, pricer, order, nothing.evidence.choice.bound, 0, ())
     return Infeasible(
         leanest=plan, phase=missing.phase, over=missing.over, smallest_budget=missing.smallest_budget,
-        largest_size="" if missing.phase == "host memory" else _largest_size(nothing.leanest, pricer, order),
+        largest_size="" if missing.phase == HOST else _largest_size(nothing.leanest, pricer, order),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from planner.device import Device
 from planner.program import (
     PLACED,
     Alloc,
+    Aside,
     Await,
     Call,
     Cast,
@@ -165,7 +166,7 @@ class _Stage:
                 self._cast(scene.weights[component], sizes)
             case Empty():
                 self.allocator.empty_cache()
-            case Enter() | Exit() | Await() | Join():
+            case Enter() | Exit() | Await() | Join() | Aside():
                 pass
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:

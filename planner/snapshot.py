@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-OBJECTS = ("processor", "forward", "_old_forward", "_hf_hook", "_call_impl", "_compiled_call_impl")
+OBJECTS = ("processor", "forward", "_old_forward", "_hf_hook", "_call_impl", "_compiled_call_impl", "decode")
 """Attributes of modules that techniques replace; compared by identity."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 PLAIN = (bool, int, float, str, type(None))

@@ -5,8 +5,10 @@ What is expensive is done once: programs are read from disk or recorded, and wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +50,49 @@ class Study:
         Raises BadRequest, TraceFailed or Infeasible.
         """
         order = self.order(device, budget, host)
-        try:
-            return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
-        except NothingFits as nothing:
-            raise reasons.infeasible(nothing, self.pricer(device), order) from nothing
+        found = self._search(order)
+        if isinstance(found, Plan):
+            return found
+        nothing, pricer = found
+        raise reasons.infeasible(nothing, pricer, order) from nothing
 
     def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
         """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
         order = self.order(device, budget, host)
+        found = self._search(order)
+        return found if isinstance(found, Plan) else reasons.shortage(*found, order)
+
+    def _search(self, order: reasons.Order) -> Plan | tuple[NothingFits, Pricer]:
+        """The plan, with a last resort where nothing fits without; else what comes nearest, and who priced it."""
+        nearest = self._tried(order)
+        if isinstance(nearest, Plan):
+            return nearest
+        for other in self._resorts(nearest[0]):
+            with suppress(BadRequest):
+                found = other._tried(order)
+                if isinstance(found, Plan):
+                    return found
+                nearest = min(nearest, found, key=lambda nothing: _least(nothing, order))
+        return nearest
+
+    def _tried(self, order: reasons.Order) -> Plan | tuple[NothingFits, Pricer]:
+        pricer = self.pricer(order.device)
         try:
-            return reasons.plan_of(self.choice(device, order.budget, host), self.pricer(device), order)
+            return reasons.plan_of(self.choice(order.device, order.budget, order.host), pricer, order)
         except NothingFits as nothing:
-            return reasons.shortage(nothing, self.pricer(device), order)
+            return nothing, pricer
+
+    def _resorts(self, nothing: NothingFits) -> Iterator[Study]:
+        """The same with a technique named that is kept for when the components at work in that phase find no room."""
+        traits = {part.name: part.traits for part in nothing.leanest.program.components}
+        over = traits.get(nothing.phase.partition(".")[0], frozenset[str]())
+        decided = {*self.request.without, *(name.partition("=")[0] for name in self.request.use)}
+        for technique in self.techniques:
+            if technique.name not in decided and over & getattr(technique, "relieves", frozenset()):
+                named = replace(self.request, use=(*self.request.use, technique.name))
+                if named not in self._others:
+                    self._others[named] = replace(self, request=named, _pricers={}, _others={})
+                yield self._others[named]
 
     def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
         """What the pricer found.  Raises NothingFits.
@@ -117,6 +150,12 @@ class Study:
         return reasons.Order(
             model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount, host=host
         )
+
+
+def _least(found: tuple[NothingFits, Pricer], order: reasons.Order) -> float:
+    """The smallest budget that would do; none does where host memory is short."""
+    missing = reasons.shortage(*found, order)
+    return inf if missing.phase == reasons.HOST else missing.smallest_budget
 
 
 def opened(

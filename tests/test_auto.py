@@ -165,6 +165,21 @@ def test_a_plan_is_for_its_own_pipeline_class(tmp_path: Path) -> None:
         plan.apply(made("sdxl", tmp_path / "xl"))
 
 
+def test_the_host_decodes_where_nothing_else_fits(tmp_path: Path) -> None:
+    request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "steps": 2, "fidelity": "exact"}
+    roomy, tight = (planner.plan("sd15", budget=b, host_ram="64GB", **request) for b in ("1GB", "900MB"))
+    assert roomy.option("vae_on_host") is None
+    assert tight.option("vae_on_host") is not None
+    assert tight.promise.needed <= tight.budget
+    assert tight.promise.host > 1_277_000_000
+    assert tight.request.use == ()
+    with pytest.raises(planner.Infeasible, match="vae.decode"):
+        planner.plan("sd15", budget="900MB", host_ram="64GB", without=["vae_on_host"], **request)
+    with pytest.raises(planner.Infeasible, match="smallest budget that would do is 7") as refused:
+        planner.plan("sd15", budget="700MB", host_ram="64GB", **request)
+    assert planner.plan("sd15", budget=refused.value.smallest_budget, host_ram="64GB", **request)
+
+
 def test_when_nothing_fits_the_smallest_budget_does(tmp_path: Path) -> None:
     request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "steps": 2}
     with pytest.raises(planner.Infeasible, match="smallest budget that would do") as refused:

@@ -27,6 +27,7 @@ ROOMS = (
         "arguments",
         "trace",
         "offload",
+        "aside",
         "numbering",
         "streaming",
     ),

@@ -17,6 +17,7 @@ from planner.techniques.split import Split
 from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
 from planner.techniques.vae_frames import VaeFrames
+from planner.techniques.vae_on_host import VaeOnHost
 from planner.techniques.vae_slicing import VaeSlicing
 from planner.techniques.vae_tiling import VaeTiling
 
@@ -32,6 +33,7 @@ DEFAULT: tuple[Technique, ...] = (
     VaeFrames(),
     DecodeChunks(),
     AttentionBackend(),
+    VaeOnHost(),
     ForwardChunks(),
     MicroBatch(),
     Streaming(),

@@ -34,6 +34,8 @@ class Case:
     use: tuple[str, str | int]
     phase: str
     request: dict[str, Any] = field(hash=False)
+    named: bool = False
+    """Whether it is offered to those alone who name it."""
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.model, *self.use)))
@@ -43,7 +45,8 @@ class Case:
         usual = profiles.find(self.model).defaults
         given = {name: getattr(usual, name) for name in ("height", "width", "frames", "guidance")}
         return Request(
-            **{**given, "steps": STEPS, "fidelity": Fidelity.LOSSY, "extra": tuple(usual.extra), **self.request}
+            **{**given, "steps": STEPS, "fidelity": Fidelity.LOSSY, "extra": tuple(usual.extra), **self.request},
+            use=(self.use[0],) if self.named else (),
         )
 
     @property
@@ -61,6 +64,9 @@ class Case:
 SQUARE = {"height": 1024, "width": 1024}
 CLIP = {"height": 480, "width": 832, "frames": 33}
 SMALL = {"height": 320, "width": 512, "frames": 33}
+SCRAP = {"height": 256, "width": 256}
+"""What a CPU decodes in seconds."""
+HOST = ("vae_on_host", "vae")
 FP8 = ("layerwise_casting", "float8_e4m3fn")
 CASES = (
     Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
@@ -78,6 +84,10 @@ CASES = (
     Case(model="sd3-medium", use=("forward_chunks", ""), phase="transformer", request=SQUARE),
     Case(model="sdxl", use=FP8, phase="unet", request=SQUARE),
     Case(model="sd3-medium", use=FP8, phase="transformer", request=SQUARE),
+    Case(model="sd15", use=HOST, phase="vae.decode", request=SCRAP, named=True),
+    Case(model="sdxl", use=HOST, phase="vae.decode", request=SCRAP, named=True),
+    Case(model="flux1-dev", use=HOST, phase="vae.decode", request=SCRAP, named=True),
+    Case(model="wan2.1-t2v-1.3b", use=HOST, phase="vae.decode", request=SCRAP | {"frames": 5}, named=True),
     Case(model="wan2.1-t2v-1.3b", use=FP8, phase="transformer", request=CLIP),
 )  # fmt: skip
 
