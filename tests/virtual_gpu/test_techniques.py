@@ -87,7 +87,7 @@ CASES = (
     Case(model="sd15", use=HOST, phase="vae.decode", request=SCRAP, named=True),
     Case(model="sdxl", use=HOST, phase="vae.decode", request=SCRAP, named=True),
     Case(model="flux1-dev", use=HOST, phase="vae.decode", request=SCRAP, named=True),
-    Case(model="wan2.1-t2v-1.3b", use=HOST, phase="vae.decode", request={"height": 128, "width": 128, "frames": 5}, named=True),
+    Case(model="wan2.1-t2v-1.3b", use=HOST, phase="vae.decode", request={"height": 64, "width": 64, "frames": 5}, named=True),
     Case(model="wan2.1-t2v-1.3b", use=FP8, phase="transformer", request=CLIP),
 )  # fmt: skip
 
