@@ -305,10 +305,8 @@ class Meter:
                 self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
             case Stay(key, sizes):
                 self._load(key, sizes)
-            case Join():
-                self.clock.wait(0.0)
-            case Aside(flops, sent):
-                self.clock.wait(self._pace.host(flops) + self._pace.load(sent, 1, whole=True))
+            case Join() | Aside():
+                self.clock.wait(self._aside(event) if isinstance(event, Aside) else 0.0)
             case Await(key):
                 self.clock.await_(self._due.pop(key))
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host
@@ -318,6 +316,10 @@ class Meter:
     @property
     def _pace(self) -> Pace:
         return self._cost.pace(self.tracing)
+
+    def _aside(self, event: Aside) -> float:
+        """Seconds until the host has done its work and sent what came of it."""
+        return self._pace.host(event.flops) + self._pace.load(event.sent, 1, whole=True)
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...]) -> None:
         body = self._cost.body(self._program, recording, self.tracing)
