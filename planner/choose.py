@@ -64,10 +64,11 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         scenes = map(made.called, refused)
         return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
 
+    possible = limits.capacity >= pricer.least
     for scene in _by_bound(pricer, made, pruned, latest):
         visited.append(scene.problem.label)
         hopeful.append(scene.problem.label)
-        while True:
+        while possible:
             problems = [made.called(label).problem for label in hopeful]
             best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact)
             if not (scenes := narrow()):

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import floor, prod
 
+from planner import workspace
+from planner.allocator import segment_size
 from planner.cost import Cost, Phase, rounded
 from planner.demands import chosen, demands
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
-from planner.program import Call, Component, Program
+from planner.program import Call, Component, Matmul, Program
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
@@ -148,6 +150,14 @@ class Pricer:
         """The candidate priced, unless the pipeline refuses the request under it, as casts can make it."""
         with suppress(TraceFailed):
             yield self.price(candidate)
+
+    @property
+    def least(self) -> int:
+        """Bytes under which the allocator refuses every candidate: the segment that holds cuBLAS's workspace."""
+        multiplies = any(isinstance(kernel, Matmul) for kernel in self.price(()).program.kernels)
+        if self._lessons.ratios or not multiplies:
+            return 0
+        return segment_size(workspace.cublas(self._device.compute_capability))
 
     @property
     def combinations_offered(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from planner import store
+from planner.collector import USUAL, collecting
 from planner.profiles import PipelineProfile, content_key
 from planner.program import Program, Variant
 from planner.quiet import quiet
@@ -84,7 +85,7 @@ class Workshop:
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
-        with quiet(loading=True):
+        with quiet(loading=True), collecting(USUAL):
             self._tracer = self._tracer or self._made()
             return self._tracer.trace(request, variant)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planner import program as p
+from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
 FORMAT = 17
@@ -44,6 +45,7 @@ def _version(name: str) -> str:
         return ""
 
 
+@collecting(SELDOM)
 def load(folder: Path, key: str) -> tuple[Program, ...]:
     """The programs stored under `key`; none where there is no file, or none that can be read."""
     try:

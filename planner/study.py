@@ -15,6 +15,7 @@ from typing import Any
 from planner import lessons as kept
 from planner import profiles, reasons, tasks
 from planner.choose import Choice, NothingFits, choose
+from planner.collector import SELDOM, collecting
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons
@@ -44,6 +45,7 @@ class Study:
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
     _others: dict[Request, Study] = field(default_factory=dict, repr=False)
 
+    @collecting(SELDOM)
     def plan(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan:
         """The fastest combination within `budget` bytes, by default the request's, and `host` bytes of host memory.
 
@@ -94,6 +96,7 @@ class Study:
                     self._others[named] = replace(self, request=named, _pricers={}, _others={})
                 yield self._others[named]
 
+    @collecting(SELDOM)
     def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
         """What the pricer found.  Raises NothingFits.
 

@@ -13,7 +13,9 @@ from planner import profiles
 from planner.cards import card
 from planner.choose import NothingFits, choose
 from planner.pricing import Candidate, Pricer
+from planner.program import Matmul, Recording, Run
 from planner.programs import FromProfile, Programs
+from planner.rehearsal import rehearse
 from planner.request import Fidelity, Request
 from planner.scenes import SLACK, Limits
 from planner.study import opened
@@ -145,6 +147,23 @@ def test_nothing_fits_below_the_leanest(pricer: Pricer) -> None:
         choose(pricer, Limits(capacity=leanest - MB, host=None))
     assert refused.value.evidence.capacity == leanest
     assert refused.value.leanest.worst.peak.total == leanest
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+def test_no_product_runs_below_the_least(pricer: Pricer, *, expandable: bool) -> None:
+    program = pricer.price(()).program
+    product = next(n for n, kernel in enumerate(program.kernels) if isinstance(kernel, Matmul))
+    alone = Recording(name="", own=(), events=(Run(product),))
+    program = replace(program, recordings=(*program.recordings, alone), course=len(program.recordings))
+    assert rehearse(program, CARD, capacity=pricer.least - 1, expandable=expandable).failed
+    assert not rehearse(program, CARD, capacity=pricer.least, expandable=expandable).failed
+
+
+def test_below_the_least_nothing_is_searched(pricer: Pricer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.choose.solve.found", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(NothingFits) as hopeless:
+        choose(pricer, Limits(capacity=pricer.least - 1, host=None))
+    assert hopeless.value.evidence.refused == 0
 
 
 def test_exactness_leaves_out_what_is_not(tmp_path: Path) -> None:

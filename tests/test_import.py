@@ -14,7 +14,20 @@ import planner
 
 HOUSE = Path(planner.__file__).parent
 ROOMS = (
-    *("errors", "plain", "quiet", "units", "sizes", "device", "request", "host", "hub", "profiles", "tasks"),
+    *(
+        "errors",
+        "plain",
+        "quiet",
+        "collector",
+        "units",
+        "sizes",
+        "device",
+        "request",
+        "host",
+        "hub",
+        "profiles",
+        "tasks",
+    ),
     *("calibration", "cards", "probe"),
     *("program", "store", "standin", "packed", "fourbit", "rounded", "blueprint", "streamable", "groupable"),
     *("holding", "double", "ghost", "strides", "metas", "signature"),
