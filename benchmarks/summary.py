@@ -40,8 +40,8 @@ class Notes:
 
     said: str = ""
     """How it was made, and what was set apart: Markdown."""
-    fresh_from: int = 0
-    """Settings below this had been compared before the predictions were made: they are counted apart."""
+    second_from: int = 0
+    """The first setting of a second part, predicted later than the first; each has a row of its own."""
 
 
 def page(
@@ -49,9 +49,6 @@ def page(
 ) -> str:
     """The whole page, as Markdown."""
     notes = notes or Notes()
-    everything = sorted(rows, key=lambda row: _setting(row) < notes.fresh_from)
-    rows = [row for row in everything if _setting(row) >= notes.fresh_from]
-    known = [row for row in everything if _setting(row) < notes.fresh_from and row.phase == WHOLE]
     whole = [row for row in rows if row.phase == WHOLE]
     lines = [
         "# Predicted and measured memory",
@@ -68,16 +65,16 @@ def page(
         f"| whole calls {HEAD}",
         f"|---{RULE}",
         *_both("all", whole),
-        *_both("compared before", known),
+        *_parts(whole, notes.second_from),
         "",
-        *_verdicts(whole, known),
+        *_verdicts(whole),
         *_by("pipeline family", whole, family),
         *_by_each("technique", whole, _techniques),
         *_by("architecture", whole, _architecture),
         *_by("phase", [row for row in rows if not _moves(row)], lambda row: _kind(row.phase)),
-        *_large(everything, causes),
-        *_wrong([*whole, *known], causes),
-        *_left_out([*whole, *known]),
+        *_large(rows, causes),
+        *_wrong(whole, causes),
+        *_left_out(whole),
     ]
     return "\n".join(lines) + "\n"
 
@@ -131,17 +128,20 @@ def _both(name: str, rows: Iterable[Compared]) -> Iterator[str]:
         yield stated(f"reserved, {name}", [r for _, r in pairs])
 
 
-def _verdicts(whole: Sequence[Compared], known: Sequence[Compared]) -> Iterator[str]:
+def _parts(whole: Sequence[Compared], second_from: int) -> Iterator[str]:
+    """The settings before a number and those from it on, if there are two parts."""
+    if second_from:
+        numbers = [int(re.split("[/.]", row.cell)[1]) for row in whole]  # 2027/56.1 is of setting 56
+        numbered = list(zip(numbers, whole, strict=True))
+        yield from _both(f"settings below {second_from}", [row for number, row in numbered if number < second_from])
+        yield from _both(f"settings from {second_from}", [row for number, row in numbered if number >= second_from])
+
+
+def _verdicts(whole: Sequence[Compared]) -> Iterator[str]:
+    seen = Counter((row.said, row.outcome) for row in whole)
     yield from ("| under the cap | ran | ran out of memory |", "|---|---:|---:|")
-    for rows, when in ((whole, ""), (known, ", compared before")):
-        seen = Counter((row.said, row.outcome) for row in rows)
-        yield from (f"| said: {said}{when} | {seen[said, RAN]} | {seen[said, OUT]} |" for said in (FITS, NOT) if rows)
+    yield from (f"| said: {said} | {seen[said, RAN]} | {seen[said, OUT]} |" for said in (FITS, NOT))
     yield ""
-
-
-def _setting(row: Compared) -> int:
-    """`2027/56.1` is of setting 56."""
-    return int(row.cell.partition("/")[2].partition(".")[0])
 
 
 def _by(what: str, rows: Sequence[Compared], key: Callable[[Compared], str]) -> Iterator[str]:

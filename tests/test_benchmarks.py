@@ -56,15 +56,14 @@ def test_the_summary_counts_verdicts_and_explains_what_is_large(benchmark: Any) 
     assert "failed: no kernel" in page.partition("## Left out")[2]
 
 
-def test_settings_compared_before_are_counted_apart(benchmark: Any) -> None:
+def test_a_second_part_is_counted_by_itself_too(benchmark: Any) -> None:
     comparing, summary = benchmark("comparing"), benchmark("summary")
     rows = [row(comparing, cell="1/0.0", predicted_allocated=1500), row(comparing, cell="1/7.0")]
-    page = summary.page(rows, "run", {}, {}, summary.Notes(said="How it was drawn.", fresh_from=7))
+    page = summary.page(rows, "run", {}, {}, summary.Notes(said="How it was drawn.", second_from=7))
     assert "How it was drawn." in page
-    assert "| allocated, all | 1 | 1.00% | 1.00% | +1.00% | +1.00% |" in page
-    assert "| allocated, compared before | 1 | 50.00% | 50.00% | +50.00% | +50.00% |" in page
-    assert "| said: fits, compared before | 1 | 0 |" in page
-    assert "| 1/0.0 |" in page.partition("## Errors above")[2]
+    assert "| allocated, all | 2 | 25.50% | 50.00% | +1.00% | +50.00% |" in page
+    assert "| allocated, settings below 7 | 1 | 50.00% | 50.00% | +50.00% | +50.00% |" in page
+    assert "| allocated, settings from 7 | 1 | 1.00% | 1.00% | +1.00% | +1.00% |" in page
 
 
 def test_the_page_of_results_is_made_of_its_rows(benchmark: Any) -> None:
