@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from planner.plan import Plan
 
 APPLIED = "_vram_planner_applied"
-"""Attribute of a pipeline that holds what takes its plan back."""
+"""Attribute of a pipeline that holds what takes its plan back, and of its components, which others may share."""
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, ImportError, OSError, NotImplementedError)
 """What torch, diffusers and accelerate raise when they will not do something."""
 
@@ -47,6 +47,7 @@ def configure(pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAUL
         for option in plan.options:
             stack.callback(_applied(able[option.technique], pipe, option))
         stack.callback(_capped(plan, others))
+        stack.callback(_marked(pipe))
         setattr(pipe, APPLIED, Applied(undos=stack.pop_all()))
 
 
@@ -62,6 +63,29 @@ def revert(pipe: Any) -> None:
 def is_applied(pipe: Any) -> bool:
     """Whether a plan of ours is applied."""
     return getattr(pipe, APPLIED, None) is not None
+
+
+def check_alone(pipe: Any) -> None:
+    """Raise ApplyFailed where a plan is applied to components that another pipeline shares with this one."""
+    bearing = [name for name, module in modules(pipe).items() if APPLIED in vars(module)]
+    if bearing:
+        raise ApplyFailed(
+            f"A plan is applied to the {' and '.join(bearing)} of this {type(pipe).__name__} through a pipeline that "
+            "shares them; call plan.revert on that one first."
+        )
+
+
+def _marked(pipe: Any) -> Undo:
+    """A mark on each component, for pipelines that share it."""
+    bearing = modules(pipe).values()
+    for module in bearing:
+        vars(module)[APPLIED] = True
+
+    def undo() -> None:
+        for module in bearing:
+            vars(module).pop(APPLIED, None)
+
+    return undo
 
 
 def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
@@ -80,6 +104,7 @@ def _check(pipe: Any, plan: Plan, able: dict[str, Technique]) -> None:
             "plan.apply(pipe, techniques=…)."
         )
     if not is_applied(pipe):
+        check_alone(pipe)
         check_free(pipe)
 
 

@@ -38,6 +38,7 @@ def auto_configure(
     """
     if apply.is_applied(pipe):
         apply.revert(pipe)
+    apply.check_alone(pipe)
     check_free(pipe)
     made = plan(pipe, techniques=techniques, device=device, **wanted)
     apply.configure(pipe, made, techniques=techniques)
@@ -167,6 +168,8 @@ def _opened(model: Any, request: Request, **how: Any) -> Study:
             f"A plan is applied to this {type(model).__name__}; call plan.revert(pipe) first, or "
             "planner.auto_configure(pipe), which does."
         )
+    if not isinstance(model, (str, Path, PipelineProfile)):
+        apply.check_alone(model)
     return opened(model, request, **how)
 
 

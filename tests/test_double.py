@@ -90,6 +90,20 @@ def test_a_configured_pipeline_is_not_planned_with_its_plan(tmp_path: Path) -> N
     plan.revert(pipe)
 
 
+def test_a_plan_on_shared_components_is_in_the_way(tmp_path: Path) -> None:
+    pipe, small = made("sd", tmp_path), {"height": 32, "width": 32, "steps": 2}
+    plan = planner.auto_configure(pipe, budget="8GB", device=planner.card("rtx-3070"), **small)
+    sharing = type(pipe)(**pipe.components, requires_safety_checker=False)
+    for attempt in (planner.plan, planner.auto_configure):
+        with pytest.raises(planner.ApplyFailed, match=r"text_encoder and unet.* of this StableDiffusionPipeline"):
+            attempt(sharing, budget="8GB", device=planner.card("rtx-3070"), **small)
+    plan.revert(pipe)
+    state = snapshot(sharing)
+    second = planner.auto_configure(sharing, budget="8GB", device=planner.card("rtx-3070"), **small)
+    second.revert(sharing)
+    assert state.difference(snapshot(sharing)) == ()
+
+
 def test_held_layers_give_back_the_very_weights(tmp_path: Path) -> None:
     """diffusers would round them down again into new memory; the numbers are the same."""
     pipe = tiny.MAKERS["sd"](tmp_path)
