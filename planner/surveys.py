@@ -147,11 +147,12 @@ class Anatomy:
 def anatomy_of(study: Study, device: Device, *, host: int | None = None) -> Anatomy:
     """The plan with its census.  Raises BadRequest, TraceFailed or Infeasible."""
     plan = study.plan(device, host=host)
-    program = study.choice(device, plan.budget, host).winner.program
+    pricer = study.pricer(device)
+    program = pricer.price(plan.options).program
     cost = Cost(device, study.request.calls)
     return Anatomy(
         plan=plan, counts=census(program, cost), timeline=timeline(program, cost),
-        steps=tuple(_steps(plan, study.pricer(device))),
+        steps=tuple(_steps(plan, pricer)),
     )  # fmt: skip
 
 
