@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from planner import fourbit, rounded
 from planner.errors import BadRequest, PlannerError, TraceFailed
 from planner.profiles import ComponentProfile, PipelineProfile
-from planner.standin import TokenizerStandIn
+from planner.standin import SeeingStandIn, TokenizerStandIn
 
 
 def build(profile: PipelineProfile, dtype: str | None) -> Any:
@@ -58,7 +58,10 @@ def _lacking(error: ImportError) -> str:
 
 
 def _acquaint(parts: dict[str, Any]) -> None:
-    """An image processor makes pictures as large as its encoder takes them; on the hub a file of its own says so."""
+    """Tell processors what files of their own say on the hub: how large pictures are, or what marks them in a text."""
+    config: Any = getattr(parts.get("text_encoder"), "config", None)
+    if isinstance(words := parts.get("processor"), TokenizerStandIn) and hasattr(config, "image_token_id"):
+        parts["processor"] = SeeingStandIn(words.model_max_length, words.kind, config.to_dict())
     size = getattr(getattr(parts.get("image_encoder"), "config", None), "image_size", None)
     for name in ("feature_extractor", "image_processor"):
         if size is not None and parts.get(name) is not None:

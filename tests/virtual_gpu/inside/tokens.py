@@ -81,7 +81,7 @@ class Tokenizer:
         grids = [(1, *(round(side / (2 * PATCH)) * 2 for side in (image.height, image.width))) for image in images]
         patches = sum(rows * columns for _, rows, columns in grids)
         tokens = patches // 4
-        ids = torch.zeros((len(mask), mask.shape[1] + tokens), dtype=torch.long)
+        ids = torch.zeros((len(mask), mask.shape[1] - len(images) + tokens), dtype=torch.long)  # their marks give way
         ids[:, PREAMBLE : PREAMBLE + 2 + tokens] = self.marks["vision_end_token_id"]
         ids[:, PREAMBLE] = self.marks["vision_start_token_id"]
         ids[:, PREAMBLE + 1 : PREAMBLE + 1 + tokens] = self.marks["image_token_id"]
