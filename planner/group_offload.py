@@ -113,6 +113,8 @@ class _Group:
     """Module whose end drops it."""
     stream: int
     """Through which it comes; 0: that of the kernels, and it goes back the same way."""
+    tables: tuple[int, ...] = ()
+    """What comes once more from its second turn on."""
 
 
 @dataclass(slots=True)
@@ -146,6 +148,8 @@ class _Hooks:
         """By the module whose beginning loads it."""
         self._due: set[str] = set()
         self._casts = 0
+        self._turned: set[str] = set()
+        """Groups with tables that have had a turn."""
         self.left: tuple[_Group, ...] = ()
         """What the last call left on the card."""
         self._lingers = False
@@ -163,14 +167,15 @@ class _Hooks:
         return () if self._grouping.blocks else self.component.anchored
 
     @property
-    def state(self) -> tuple[int, int, tuple[_Group, ...]]:
-        """Casts so far, orders learnt and weights left: while these are the same, so is what the hooks do."""
-        return self._casts, sum(order.learnt for order in self._orders), self.left
+    def state(self) -> tuple[int, int, int, tuple[_Group, ...]]:
+        """Casts so far, orders learnt, tables doubled, weights left: while these are the same, so is what hooks do."""
+        return self._casts, sum(order.learnt for order in self._orders), len(self._turned), self.left
 
     def group(self, path: str, own: tuple[int, ...]) -> _Group | None:
         """What a module moves; by leaves that is its own, and the component's hook may move nothing but lead."""
         if self._grouping.blocks:
-            return self._groups.get(path)
+            group = self._groups.get(path)
+            return group if group is None or group.key not in self._turned else _doubled(group)
         if not own and (path or not self._grouping.stream):
             return None
         return _Group(path if self._stream else "", own, path, path, self._stream)
@@ -255,6 +260,8 @@ class _Hooks:
     def _dropped(self, group: _Group) -> Iterator[Event]:
         if group.stream:
             yield Join()
+        if group.tables and not self._grouping.disk:
+            self._turned.add(group.key)
         if self._aboard.pop(group.first, None):
             yield Drop(group.key, copied=not group.stream and not self._grouping.disk)
 
@@ -281,7 +288,11 @@ def _by_blocks(component: Component, sizes: Sequence[int], together: int, stream
                 group = _Group(some[0].path, of(places), some[0].path, some[-1].path, stream)
                 yield from ((block.path, group) for block in some)
         if stack.rest:
-            yield stack.path, _Group(f"{stack.path}/rest", of(stack.rest), stack.path, stack.path, 0)
+            yield stack.path, _Group(f"{stack.path}/rest", of(stack.rest), stack.path, stack.path, 0, of(stack.tables))
+
+
+def _doubled(group: _Group) -> _Group:
+    return replace(group, sizes=(*group.sizes, *group.tables))
 
 
 class _Writer:

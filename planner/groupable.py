@@ -30,7 +30,7 @@ def stacks_of(root: Any) -> tuple[Stack, ...]:
 
 def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int]) -> Iterator[Stack]:
     lists: list[tuple[Unit, ...]] = []
-    rest = list(_places(module, places, recurse=False))
+    rest, tables = list(_places(module, places, recurse=False)), list[int]()
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
         if name in named:
@@ -40,7 +40,8 @@ def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int
             lists.append(tuple(Unit((where,), tuple(_places(block, places))) for where, block in blocks))
         else:
             rest += _places(child, places)
-    yield Stack(path, tuple(lists), tuple(dict.fromkeys(rest)))
+            tables += (places[id(buffer)] for buffer in child.buffers() if id(buffer) in places)
+    yield Stack(path, tuple(lists), tuple(dict.fromkeys(rest)), tuple(dict.fromkeys(tables)))
 
 
 def _places(module: Any, places: dict[int, int], *, recurse: bool = True) -> Iterator[int]:

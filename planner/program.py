@@ -301,6 +301,9 @@ class Stack(NamedTuple):
     """Its lists of blocks, each block with the places of its parameters and buffers."""
     rest: tuple[int, ...]
     """Places of what else it has, which travels as a whole when its `forward` is called."""
+    tables: tuple[int, ...] = ()
+    """Those of its children's buffers, which diffusers 0.42.1 moves with the child and by themselves.  The child gets
+    a new tensor when it leaves, so from the second turn on there are two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,8 +148,8 @@ def _unit(data: list[Any]) -> Unit:
     return Unit(tuple(paths), tuple(places))
 
 
-def _stack(path: str, lists: list[Any], rest: list[int]) -> Stack:
-    return Stack(path, tuple(tuple(map(_unit, blocks)) for blocks in lists), tuple(rest))
+def _stack(path: str, lists: list[Any], rest: list[int], tables: list[int]) -> Stack:
+    return Stack(path, tuple(tuple(map(_unit, blocks)) for blocks in lists), tuple(rest), tuple(tables))
 
 
 def _frozen(value: Any) -> Any:

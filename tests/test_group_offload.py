@@ -107,6 +107,15 @@ def test_blocks_come_and_go_one_after_another_inside_the_rest() -> None:
     assert first[0][1] == first[-1][1]
 
 
+@pytest.mark.parametrize(("disk", "later"), [(False, 17), (True, 10)])
+def test_tables_beside_the_blocks_come_twice_from_the_second_turn_on(disk: bool, later: int) -> None:
+    program = denoiser(3)
+    stack = STACK._replace(rest=(0,), tables=(5,))
+    unet = replace(program.components[0], weights=(*WEIGHTS, 7), stacks=(stack,))
+    several = passes(group_offload(replace(program, components=(unet,)), replace(BLOCK, disk=disk), ("unet",)))
+    assert [call[0][2] for call in several] == [10, later, later]
+
+
 def test_without_a_stream_weights_are_copied_back() -> None:
     drops = [e for e in flat(group_offload(denoiser(), BLOCK, ("unet",))) if isinstance(e, Drop)]
     assert all(drop.copied for drop in drops)

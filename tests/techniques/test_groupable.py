@@ -50,3 +50,19 @@ def test_a_class_that_refuses_has_no_stacks(sd: Any) -> None:
     sd.vae._supports_group_offloading = False
     assert stacks_of(sd.vae) == ()
     assert [stack.path for stack in stacks_of(sd.unet)] == [""]
+
+
+def test_a_childs_buffers_are_two_tensors_from_the_second_turn_on(sd: Any) -> None:
+    """What `Stack.tables` foresees is seen in diffusers' own hook."""
+    net = sd.unet
+    net.conv_in.register_buffer("table", torch.ones(3))
+    net.register_buffer("own", torch.ones(5))
+    tensors = list(held(net))
+    *_, stack = stacks_of(net)
+    assert [tuple(tensors[place].shape) for place in stack.tables] == [(3,)]
+    undo = offload(sd, Grouping(blocks=1), (), "cpu")
+    group: Any = net._diffusers_hook.get_hook("group_offloading").group
+    assert any(buffer is net.conv_in.table for buffer in group.buffers)
+    group.modules[0].to(torch.float64)  # a child moved by `Module.to`, here to another dtype, has new buffers
+    assert not any(buffer is net.conv_in.table for buffer in group.buffers)
+    undo()
