@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.weight_norm import WeightNorm
 
 from planner.arguments import call_arguments, decodes_in_chunks
 from planner.casting import Casting
@@ -267,9 +268,15 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_backend", _has_backend(module)),
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
+        ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )
+
+
+def _makes_weights(part: torch.nn.Module) -> bool:
+    """Whether a layer's weight is made from others by a hook that comes before its `forward`, as weight norm's is."""
+    return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
 
 
 def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:

@@ -41,8 +41,9 @@ class Placement:
             staying = (c.name for c in program.components if "travels" not in c.traits)
             calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
-        packed = any("quantized" in component.traits for component in program.components)
-        without = {"sequential": packed, "model": not any(program.chain)}  # accelerate loses what a weight is packed in
+        # accelerate loses what a weight is packed in, and what weight norm is made of arrives after it was wanted
+        lost = any({"quantized", "weight_norm"} & component.traits for component in program.components)
+        without = {"sequential": lost, "model": not any(program.chain)}
         able = tuple(value for value in CALLS if not without.get(value))
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
