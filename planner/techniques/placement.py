@@ -9,7 +9,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.groupable import moves
 from planner.offload import model_offload, resident, sequential_offload
-from planner.packed import is_packed
+from planner.packed import is_packed, packs
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques import group
@@ -80,14 +80,17 @@ class Placement:
 
 
 def _settle(pipe: Any, device: str) -> None:
-    """Everything on the card, but for components whose weights travel already."""
-    parts = modules(pipe)
-    if not any(is_ours(getattr(part, "_hf_hook", None)) for part in parts.values()):
-        pipe.to(device)
-        return
-    for part in parts.values():
-        if not travels(part):
+    """Everything on the card, but for components whose weights travel already.
+
+    In the order of the components, as the promise has it: `pipe.to` goes by a set, another order in each process, which
+    leaves other gaps.  What is quantized only the pipeline may move.
+    """
+    whole = modules(pipe)
+    for part in whole.values():
+        if not travels(part) and not packs(part):
             part.to(device)
+    if not any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values()):
+        pipe.to(device)
 
 
 def _sequential_on_cpu(pipe: Any) -> None:
