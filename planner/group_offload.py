@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 from planner.numbering import Names
+from planner.offload import lent
 from planner.program import (
     PLACED,
     STREAMED,
@@ -305,7 +306,7 @@ class _Writer:
 
     def course(self) -> Iterator[Event]:
         """The events of the outermost body."""
-        events = self._program.recordings[self._program.course].events
+        events = lent(self._program.events, self._hooks)
         yield from self._body(events, None, "", Names(count()))
 
     def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:

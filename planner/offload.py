@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 
-from planner.program import Cast, Drop, Empty, Enter, Event, Exit, Load, Program, calls, streamed
+from planner.program import (
+    Alloc,
+    Call,
+    Cast,
+    Drop,
+    Empty,
+    Enter,
+    Event,
+    Exit,
+    Free,
+    Load,
+    Program,
+    calls,
+    streamed,
+)
 
 
 def resident(program: Program) -> Program:
@@ -13,6 +28,79 @@ def resident(program: Program) -> Program:
     order = sorted(program.components, key=lambda component: "travels" not in component.traits)
     loads = tuple(Load(component.name, component.weights) for component in order)
     return program.with_course(loads + program.recordings[program.course].events)
+
+
+class _Lent:
+    """What a component takes out of lists it was handed, where a hook hands it copies of them (`send_to_device`).
+
+    The lists themselves stay with the hook until the component returns, and so do the tensors in them.
+    """
+
+    def __init__(self, events: Iterable[Event], names: Container[str]) -> None:
+        self._events, self._names = tuple(events), names
+        self._fresh = count(1 + max(map(_last, self._events), default=0))
+        self._born: set[int] = set()
+        """Buffers of the component that is under way."""
+        self._late: list[int] = []
+        """Buffers of its caller that it let go."""
+        self._renamed: dict[int, int] = {}
+        """Buffers whose number is not free yet."""
+
+    def events(self) -> Iterator[Event]:
+        """The course with those tensors freed when the component has returned."""
+        depth, inside = 0, False
+        for event in self._events:
+            if isinstance(event, Enter):
+                inside = inside if depth else event.module.partition(".")[0] in self._names
+                depth += 1
+            yield from self._lent(event) if inside else (self._own(event),)
+            if isinstance(event, Exit):
+                depth -= 1
+                if not depth:
+                    yield from map(Free, self._late)
+                    inside, self._born, self._late = False, set(), []
+
+    def _lent(self, event: Event) -> Iterator[Event]:
+        match event:
+            case Free(buffer) if buffer not in self._born:
+                self._late.append(buffer)
+                return
+            case Alloc(buffer):
+                self._begin(buffer)
+            case Call(_, _, kept):
+                for _, buffer in kept:
+                    self._begin(buffer)
+        yield self._own(event)
+
+    def _begin(self, buffer: int) -> None:
+        self._born.add(buffer)
+        if buffer in self._late:
+            self._renamed[buffer] = next(self._fresh)
+
+    def _own(self, event: Event) -> Event:
+        """The event under the numbers given out here."""
+        match event:
+            case Alloc(buffer, size):
+                return Alloc(self._renamed.get(buffer, buffer), size)
+            case Free(buffer):
+                self._born.discard(buffer)
+                return Free(self._renamed.pop(buffer, buffer))
+            case Call(recording, module, kept) if self._renamed:
+                again = tuple((inner, self._renamed.get(outer, outer)) for inner, outer in kept)
+                return Call(recording, module, again)
+        return event
+
+
+def _last(event: Event) -> int:
+    """The highest number of a buffer that an event gives out."""
+    if isinstance(event, Alloc):
+        return event.buffer
+    return max((outer for _, outer in event.kept), default=0) if isinstance(event, Call) else 0
+
+
+def lent(events: tuple[Event, ...], names: Container[str]) -> tuple[Event, ...]:
+    """A course in which hooks hand these components copies of the lists they are given."""
+    return tuple(_Lent(events, names).events()) if any(isinstance(event, Enter) for event in events) else events
 
 
 def model_offload(program: Program) -> Program:
@@ -29,7 +117,8 @@ def _moved(program: Program) -> Iterator[Event]:
     before = dict(zip(chain[1:], chain, strict=False))
     here = {name for name in weights if name in program.excluded and name not in chain}
     yield from (Load(name, weights[name]) for name in weights if name in here)
-    for event, called in calls(program.recordings[program.course].events):
+    moved = {name for name in weights if name in chain or name not in program.excluded}
+    for event, called in calls(lent(program.events, moved)):
         if isinstance(event, Cast):
             weights[event.component] = event.weights
             if event.component not in here:
@@ -50,7 +139,9 @@ def sequential_offload(program: Program) -> Program:
     """`enable_sequential_cpu_offload`: each module's own weights are there while it runs.  Excluded components stay."""
     excluded = program.excluded
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
-    course = streamed(program.recordings[program.course], excluded)
+    moved = {c.name for c in program.components} - excluded
+    recording = program.recordings[program.course]
+    course = streamed(replace(recording, events=lent(recording.events, moved)), excluded)
     events = tuple(e for e in course if not isinstance(e, Cast) or e.component in excluded)
     family = f"{program.family}/sequential"
     return replace(program, family=family, waiting=_all(program)).with_course(stay + events)

@@ -9,7 +9,7 @@ from reference import CUBLAS, MiB, body, course, programs
 from techniques.programs import device
 
 from planner.cost import Cost
-from planner.offload import model_offload, resident, sequential_offload
+from planner.offload import lent, model_offload, resident, sequential_offload
 from planner.program import (
     STREAMED,
     Alloc,
@@ -245,3 +245,16 @@ def _written_out(program: Program) -> list[tuple[str, str]]:
 
 def test_nothing_is_moved_that_is_not_called() -> None:
     assert held_at_calls(model_offload(pipeline(Run(0), *calls("unet")))) == [("unet", SAFETY + UNET)]
+
+
+def test_what_is_taken_out_of_a_handed_list_stays_until_the_component_returns() -> None:
+    """The hook's own list holds it; its number is given out again meanwhile, so the later buffer gets another."""
+    course = (
+        Alloc(0, 100), Alloc(1, 10), Enter("unet", ()), Free(0), Alloc(0, 7), Free(1), Call(0, "conv", ((0, 1),)),
+        Free(1), Exit(), Free(0), Alloc(0, 3), Free(0),
+    )  # fmt: skip
+    assert lent(course, {"unet"}) == (
+        Alloc(0, 100), Alloc(1, 10), Enter("unet", ()), Alloc(2, 7), Call(0, "conv", ((0, 3),)), Free(3), Exit(),
+        Free(0), Free(1), Free(2), Alloc(0, 3), Free(0),
+    )  # fmt: skip
+    assert lent(course, {"vae"}) == course
