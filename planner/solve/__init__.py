@@ -1,9 +1,10 @@
-"""The search: one offer per group, within memory in every phase, fastest first.  Pure and exact.
+"""The search: one offer per group, within memory in every phase, fastest first.  Pure, and exact but for `PATIENCE`.
 
 This is a multiple-choice knapsack with a row per phase.  Dominated offers go, then offers that cannot fit, and the
 rest is searched depth first under the Lagrangian bound that puts a price on memory (Fisher 1981,
-doi:10.1287/mnsc.27.1.1).  Times are summed in whole nanoseconds and prices are integers, so every bound is exact and
-the answer does not depend on the order of offers.
+doi:10.1287/mnsc.27.1.1).  Where choices that fit are refused by the dozen, leaner ones are asked about next, and the
+bound of a solution says up to which time none was passed over.  Times are summed in whole nanoseconds and prices are
+integers, so every bound is exact and the answer does not depend on the order of offers.
 """
 
 from __future__ import annotations
