@@ -63,7 +63,7 @@ class _Lent:
     def _lent(self, event: Event) -> Iterator[Event]:
         match event:
             case Free(buffer) if buffer not in self._born:
-                self._late.append(buffer)
+                self._late.append(self._renamed.pop(buffer, buffer))
                 return
             case Alloc(buffer):
                 self._begin(buffer)

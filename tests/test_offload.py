@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import CUBLAS, MiB, body, course, programs
 from techniques.programs import device
 
@@ -258,3 +260,60 @@ def test_what_is_taken_out_of_a_handed_list_stays_until_the_component_returns() 
         Free(0), Free(1), Free(2), Alloc(0, 3), Free(0),
     )  # fmt: skip
     assert lent(course, {"vae"}) == course
+
+
+def test_what_survives_under_another_number_ends_under_it() -> None:
+    course = (
+        Alloc(0, 100), Enter("unet", ()), Free(0), Alloc(0, 7), Exit(), Enter("unet", ()), Free(0), Alloc(0, 5), Exit(),
+        Free(0),
+    )  # fmt: skip
+    assert lent(course, {"unet"}) == (
+        Alloc(0, 100), Enter("unet", ()), Alloc(1, 7), Exit(), Free(0), Enter("unet", ()), Alloc(0, 5), Exit(), Free(1),
+        Free(0),
+    )  # fmt: skip
+
+
+@st.composite
+def handed(draw: st.DrawFn) -> tuple[Event, ...]:
+    """A course as it is recorded: buffers take the lowest free number and end anywhere; components are never nested."""
+    events: list[Event] = []
+    alive: list[int] = []
+    inside = False
+    for size, what in draw(st.lists(st.tuples(st.integers(1, 99), st.sampled_from("abffec")), max_size=40)):
+        number = next(n for n in range(99) if n not in alive)
+        if what == "e":
+            events.append(Exit() if inside else Enter(draw(st.sampled_from(("unet", "vae.decode"))), ()))
+            inside = not inside
+        elif what == "f" and alive:
+            events.append(Free(alive.pop(size % len(alive))))
+        elif what in "abc":
+            events.append(Call(size, "conv", ((0, number),)) if what == "c" else Alloc(number, size))
+            alive.append(number)
+    return (*events, *([Exit()] if inside else []), *map(Free, alive))
+
+
+def held_after_each(events: tuple[Event, ...]) -> Iterator[tuple[Event, list[int]]]:
+    """Each event with the sizes of what is alive then; a call's survivor counts as the number of its body."""
+    alive: dict[int, int] = {}
+    for event in events:
+        if isinstance(event, Alloc):
+            assert event.buffer not in alive
+            alive[event.buffer] = event.size
+        elif isinstance(event, Call):
+            assert not alive.keys() & {outer for _, outer in event.kept}
+            alive.update((outer, event.recording) for _, outer in event.kept)
+        elif isinstance(event, Free):
+            del alive[event.buffer]
+        yield event, sorted(alive.values())
+
+
+@settings(max_examples=300)
+@given(handed())
+def test_lists_that_are_lent_only_end_later(events: tuple[Event, ...]) -> None:
+    before, after = list(held_after_each(events)), list(held_after_each(lent(events, {"unet"})))
+    assert len(before) == len(after)
+    assert [held for event, held in before if isinstance(event, Enter)] == [
+        held for event, held in after if isinstance(event, Enter)
+    ]
+    assert sum(sum(held) for _, held in after) >= sum(sum(held) for _, held in before)
+    assert (after[-1][1] if after else []) == []
