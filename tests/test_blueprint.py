@@ -173,21 +173,21 @@ def test_a_tokenizer_stands_for_its_class() -> None:
     )
 
 
-@pytest.mark.parametrize("sizes", [[(384, 384)], [(512, 352), (1024, 720)]])
-def test_pictures_become_tokens_as_qwens_processor_makes_them(sizes: list[tuple[int, int]]) -> None:
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
+@pytest.mark.parametrize("patches", [{(384, 384): (28, 28)}, {(512, 352): (26, 36), (1024, 720): (52, 74)}])
+def test_pictures_become_tokens_as_qwens_processor_makes_them(
+    patches: dict[tuple[int, int], tuple[int, int]],
+) -> None:
+    """Width and height of pictures, and the rows and columns of patches that `smart_resize` of transformers gives."""
     ids = {"image_token_id": 5, "vision_start_token_id": 6, "vision_end_token_id": 7}
     vision = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_chans": 3}
     standin = SeeingStandIn(0, None, {**ids, "vision_config": vision})
-    pictures = [Image.new("RGB", size) for size in sizes]
-    text = "look: " + "<|vision_start|><|image_pad|><|vision_end|>" * len(sizes)
+    pictures = [Image.new("RGB", size) for size in patches]
+    text = "look: " + "<|vision_start|><|image_pad|><|vision_end|>" * len(patches)
     seen = standin(text=[text], images=pictures, padding=True, return_tensors="pt")
-    patches = [tuple(edge // 14 for edge in smart_resize(height, width)) for width, height in sizes]
-    assert seen["image_grid_thw"].tolist() == [[1, *grid] for grid in patches]
-    assert seen["pixel_values"].shape == (sum(rows * columns for rows, columns in patches), 3 * 2 * 14 * 14)
-    tokens = [rows * columns // 4 for rows, columns in patches]
+    assert seen["image_grid_thw"].tolist() == [[1, *grid] for grid in patches.values()]
+    assert seen["pixel_values"].shape == (sum(rows * columns for rows, columns in patches.values()), 3 * 2 * 14 * 14)
+    tokens = [rows * columns // 4 for rows, columns in patches.values()]
     row = seen["input_ids"][0].tolist()
-    assert [row.count(n) for n in (5, 6, 7)] == [sum(tokens), len(sizes), len(sizes)]
-    assert len(row) == len(TokenizerStandIn(0).encode(text)) - len(sizes) + sum(tokens)
+    assert [row.count(n) for n in (5, 6, 7)] == [sum(tokens), len(patches), len(patches)]
+    assert len(row) == len(TokenizerStandIn(0).encode(text)) - len(patches) + sum(tokens)
     assert standin(text=["no picture"], padding=True, return_tensors="pt")["input_ids"].shape == (1, 4)

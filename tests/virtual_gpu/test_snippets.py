@@ -38,7 +38,16 @@ def printed(model: str, snippet: str, prompt: str) -> dict[str, Any]:
             torch_dtype = torch_dtype["default"]
         return pipelines.shipped(model, str(torch_dtype).partition(".")[2], parts=parts)
 
+    moved = diffusers.DiffusionPipeline.to
+
+    def to(pipe: Any, device: str) -> Any:  # in the order in which a plan moves them: diffusers goes by a set
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        return moved(pipe, device)
+
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    diffusers.DiffusionPipeline.to = to
     getattr(diffusers, profiles.find(model).pipeline).from_pretrained = loaded
     diffusers.utils.load_image = lambda _: Image.new("RGB", (64, 64))
     quantization.is_ghost = lambda _: True  # of each shape one weight is rounded, the others are made like it
