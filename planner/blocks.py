@@ -6,7 +6,7 @@ A segment is a row of blocks linked left and right.  An idle block is `free` (me
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,36 +47,38 @@ class Shelf:
 
     def __init__(self) -> None:
         self._keys: list[int] = []
-        self._blocks: dict[int, Block] = {}
+        self._blocks: list[Block] = []
 
     def put(self, block: Block) -> None:
         """Add a block."""
         key = block.size << ADDRESS_BITS | block.address
-        insort(self._keys, key)
-        self._blocks[key] = block
+        index = bisect_left(self._keys, key)
+        self._keys.insert(index, key)
+        self._blocks.insert(index, block)
 
     def remove(self, block: Block) -> None:
         """Take one particular block out."""
-        key = block.size << ADDRESS_BITS | block.address
-        del self._keys[bisect_left(self._keys, key)]
-        del self._blocks[key]
+        index = bisect_left(self._keys, block.size << ADDRESS_BITS | block.address)
+        del self._keys[index]
+        del self._blocks[index]
 
     def best_fit(self, size: int, *, expandable: bool) -> Block | None:
         """Take out the smallest block of at least `size` bytes, the lowest among equals.
 
         Expandable ones count with the bytes they could map: step on while the next larger block could grow to less.
         """
-        keys, blocks = self._keys, self._blocks
-        index = bisect_left(keys, size << ADDRESS_BITS)
-        if index == len(keys):
+        blocks = self._blocks
+        index = bisect_left(self._keys, size << ADDRESS_BITS)
+        if index == len(blocks):
             return None
-        while expandable and index + 1 < len(keys) and blocks[keys[index + 1]].reach() < blocks[keys[index]].reach():
+        while expandable and index + 1 < len(blocks) and blocks[index + 1].reach() < blocks[index].reach():
             index += 1
-        return blocks.pop(keys.pop(index))
+        del self._keys[index]
+        return blocks.pop(index)
 
     def blocks(self) -> list[Block]:
         """All blocks, the lowest address first."""
-        return sorted(self._blocks.values(), key=lambda block: block.address)
+        return sorted(self._blocks, key=lambda block: block.address)
 
 
 @dataclass(slots=True, eq=False)

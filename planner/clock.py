@@ -56,10 +56,11 @@ class Clock:
         """Let a kernel or a body pass.  The host stops where the card has too many launches waiting."""
         host, card = self._host, self._card
         self._host, self._card = _after(span.host, host, card), _after(span.card, host, card)
-        self._launches += span.launches
-        self._ends.append((self._launches, self._card))
-        while self._ends[0][0] <= self._launches - AHEAD:
-            self._host = _later(self._host, self._ends.popleft()[1])
+        launches = self._launches = self._launches + span.launches
+        ends = self._ends
+        ends.append((launches, self._card))
+        while ends[0][0] <= launches - AHEAD:
+            self._host = _later(self._host, ends.popleft()[1])
 
     def wait(self, seconds: float) -> None:
         """Let a copy pass for which the host waits, and which waits for the card."""
@@ -83,11 +84,12 @@ class Clock:
 
 def _after(row: Row, host: Row, card: Row) -> Row:
     after_host, after_card = row
-    return (
-        max(after_host + host[0], after_card + card[0]),
-        max(after_host + host[1], after_card + card[1]),
-    )
+    a, b = after_host + host[0], after_card + card[0]
+    c, d = after_host + host[1], after_card + card[1]
+    return a if a > b else b, c if c > d else d
 
 
 def _later(one: Row, other: Row) -> Row:
-    return max(one[0], other[0]), max(one[1], other[1])
+    a, b = one
+    c, d = other
+    return a if a > c else c, b if b > d else d
