@@ -187,7 +187,7 @@ class Plan:
                 | {
                     "request": Request.from_json(given["request"]),
                     "device": _device(given["device"]),
-                    "options": tuple(_option(option) for option in given["options"]),
+                    "options": tuple(map(option_of, given["options"])),
                     "promise": _promise(given["promise"]),
                     "baseline": _promise(given["baseline"]),
                     "rejected": tuple(Rejection(**r) for r in given["rejected"]),
@@ -205,7 +205,8 @@ def _device(data: Mapping[str, Any]) -> Device:
     return Device(**{**data, **pairs})
 
 
-def _option(data: Mapping[str, Any]) -> Option:
+def option_of(data: Mapping[str, Any]) -> Option:
+    """The option that `plain` made these data of."""
     return Option(**{**data, "fidelity": Fidelity.parse(data["fidelity"]), "calls": tuple(data["calls"])})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -113,12 +114,17 @@ class Programs:
         self._workshop, self._tell = workshop or Workshop(source, techniques), tell
         self._request, self._folder = _shape(request), folder
         key = source.key()
-        self._key = store.key_of(key, self._request.to_json()) if key and folder else None
-        found = store.load(folder, self._key) if folder and self._key else ()
-        self._known = {program.variant: program for program in found}
+        self.key = store.key_of(key, self._request.to_json()) if key and folder else None
+        """What was recorded goes by this on disk; None where nothing is kept."""
         self._fresh = False
         self._others: dict[Request, Programs] = {}
         self._under: dict[tuple[Option, ...], Program] = {}
+
+    @cached_property
+    def _known(self) -> dict[Variant, Program]:
+        """Those read from disk, and those recorded since."""
+        found = store.load(self._folder, self.key) if self._folder and self.key else ()
+        return {program.variant: program for program in found}
 
     def under(self, options: tuple[Option, ...], techniques: Mapping[str, Technique]) -> Program:
         """The program with these options, written once for all cards.  Techniques of one name write alike."""
@@ -154,10 +160,10 @@ class Programs:
 
         Not what was recorded under techniques of others: nothing says when their code changes.
         """
-        if self._fresh and self._folder and self._key:
+        if self._fresh and self._folder and self.key:
             own = {t.name for t in self._workshop.techniques if type(t).__module__.startswith("planner.")}
             lasting = (p for p in self._known.values() if {s.technique for s in p.variant.settings} <= own)
-            store.save(self._folder, self._key, tuple(lasting))
+            store.save(self._folder, self.key, tuple(lasting))
             self._fresh = False
         for other in self._others.values():
             other.keep()

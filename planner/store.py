@@ -56,15 +56,20 @@ def load(folder: Path, key: str) -> tuple[Program, ...]:
 
 
 def save(folder: Path, key: str, programs: Sequence[Program]) -> None:
-    """Store programs under `key`, in one step: a reader sees the old file or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Store programs under `key`."""
     families: dict[str, list[Program]] = {}
     for made in programs:
         families.setdefault(made.family, []).append(made)
     text = json.dumps([_packed(members) for members in families.values()], separators=(",", ":"))
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, folder / f"{key}.json")  # noqa: PTH105  (the file's name is text)
+    written_whole(folder / f"{key}.json", text)
+
+
+def written_whole(file: Path, text: str) -> None:
+    """Write a file in one step: a reader sees the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False) as part:
+        part.write(text)
+    os.replace(part.name, file)  # noqa: PTH105  (the part's name is text)
 
 
 def _packed(members: Sequence[Program]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from planner import lessons as kept
 from planner import profiles, reasons, tasks
+from planner.answers import Answers
 from planner.choose import Choice, NothingFits, choose
 from planner.collector import SELDOM, collecting
 from planner.device import Device
@@ -42,6 +43,8 @@ class Study:
     techniques: Sequence[Technique] = DEFAULT
     lessons: Lessons = NONE
     """What `verify` learned on this machine."""
+    answers: Answers = field(default_factory=Answers, repr=False)
+    """What was worked out before."""
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
     _others: dict[Request, Study] = field(default_factory=dict, repr=False)
 
@@ -52,17 +55,50 @@ class Study:
         Raises BadRequest, TraceFailed or Infeasible.
         """
         order = self.order(device, budget, host)
-        found = self._search(order)
-        if isinstance(found, Plan):
-            return found
-        nothing, pricer = found
-        raise reasons.infeasible(nothing, pricer, order) from nothing
+        known = self._known(order)
+        found = known if isinstance(known, Plan) else self._search(order)
+        if not isinstance(found, Plan):
+            nothing, pricer = found
+            raise reasons.infeasible(nothing, pricer, order) from nothing
+        if found is not known:
+            self._keep(found, order)
+        return found
 
     def attempt(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan | Shortage:
         """The same, with a shortage as a value; what would be the largest size that fits is not looked for."""
         order = self.order(device, budget, host)
+        if (known := self._known(order)) is not None:
+            return known
         found = self._search(order)
-        return found if isinstance(found, Plan) else reasons.shortage(*found, order)
+        answer = found if isinstance(found, Plan) else reasons.shortage(*found, order)
+        self._keep(answer, order)
+        return answer
+
+    def question(self, *asked: Any) -> tuple[Any, ...] | None:
+        """What the answer hangs on, for `answers`; None where something has a part in it that no key tells of."""
+        own = all(type(technique).__module__.startswith("planner.") for technique in self.techniques)
+        if self.programs.key is None or not own:
+            return None
+        return (
+            self.programs.key,
+            self.model,
+            self.dtype,
+            self.request,
+            self.lessons,
+            *map(repr, self.techniques),
+            asked,
+        )
+
+    def _known(self, order: reasons.Order) -> Plan | Shortage | None:
+        question = self.question(order)
+        kept = self.answers.find(*question) if question else None
+        if not kept:
+            return None
+        return Plan.from_json(kept) if "options" in kept else Shortage(**kept)
+
+    def _keep(self, answer: Plan | Shortage, order: reasons.Order) -> None:
+        if question := self.question(order):
+            self.answers.keep(answer, *question)
 
     def _search(self, order: reasons.Order) -> Plan | tuple[NothingFits, Pricer]:
         """The plan, with a last resort where nothing fits without; else what comes nearest, and who priced it."""
@@ -176,8 +212,11 @@ def opened(
     the user's cache.  `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
     """
     name, source, asked, dtype = _source(model, request, components)
-    programs = Programs(source, asked, cache or cache_folder(), techniques, tell)
-    return Study(model=name, dtype=dtype, request=asked, programs=programs, techniques=techniques, lessons=kept.read())
+    folder = cache or cache_folder()
+    return Study(
+        model=name, dtype=dtype, request=asked, programs=Programs(source, asked, folder, techniques, tell),
+        techniques=techniques, lessons=kept.read(), answers=Answers(folder / "answers"),
+    )  # fmt: skip
 
 
 def cache_folder() -> Path:

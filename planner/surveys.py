@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from planner.device import Device
 from planner.errors import BadRequest
 from planner.limits import MOST, Growth, Kind, Look, guess, last_fitting
 from planner.plain import record
-from planner.plan import Plan
+from planner.plan import Plan, option_of
 from planner.pricing import Candidate, Pricer, words
 from planner.programs import Tell, silent
 from planner.reasons import Shortage, looked, shortage, smallest_capacity
@@ -180,16 +180,30 @@ def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: 
 
 def frontiers_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Iterator[Frontier]:
     """The same as it is found, from the roomiest budget down; the first has no points yet."""
-    pricer, points = study.pricer(device), list[Point]()
+    question = study.question("frontier", device, host)
+    if known := study.answers.find(*question) if question else None:
+        points = tuple(map(_point, known["points"]))
+        yield Frontier(
+            model=study.model, request=study.request, device=device, points=points, bare=_point(known["bare"])
+        )
+        return
+    pricer, seen = study.pricer(device), list[Point]()
     plain = pricer.baseline()
     needs = pricer.rehearse(plain, None).allocated + device.context
     bare = Point(budget=needs, seconds=plain.seconds, options=plain.candidate)
     found = Frontier(model=study.model, request=study.request, device=device, points=(), bare=bare)
     yield found
     for point in _points(study, device, host):
-        points.append(point)
-        tell(f"{len(points)} combinations, down to {format_bytes(point.budget)}")
-        yield replace(found, points=tuple(_undominated(points)))
+        seen.append(point)
+        tell(f"{len(seen)} combinations, down to {format_bytes(point.budget)}")
+        found = replace(found, points=tuple(_undominated(seen)))
+        yield found
+    if question:
+        study.answers.keep(found, *question)
+
+
+def _point(data: Mapping[str, Any]) -> Point:
+    return Point(budget=data["budget"], seconds=data["seconds"], options=tuple(map(option_of, data["options"])))
 
 
 def _points(study: Study, device: Device, host: int | None) -> Iterator[Point]:
