@@ -133,13 +133,19 @@ def looked(candidate: Candidate, pricer: Pricer, capacity: int) -> Look:
     return Look(fits=not pricer.rehearse(priced, capacity).failed, needs=needs)
 
 
-def smallest_capacity(priced: Priced, pricer: Pricer, least: int, step: int = 2**20) -> int:
-    """The least bytes under which the allocator runs the candidate, to `step` bytes, from a lower bound on."""
-    low, high = least, max(least, pricer.rehearse(priced, None).reserved)
+def smallest_capacity(
+    priced: Priced, pricer: Pricer, least: int, step: int = 2**20, seen: Rehearsal | None = None
+) -> int:
+    """The least bytes under which the allocator runs the candidate, to `step` bytes, from a lower bound on.
+
+    `seen`: a rehearsal in which it ran.
+    """
+    low, high = least, max(least, (seen or pricer.rehearse(priced, None)).enough)
     reach = step  # what runs is often just above what is held, so steps away from there double
     while high - low > step:
         middle = min(low + reach, (low + high) // 2)
-        low, high = (low, middle) if not pricer.rehearse(priced, middle).failed else (middle, high)
+        tried = pricer.rehearse(priced, middle)
+        low, high = (middle, high) if tried.failed else (low, max(low, min(middle, tried.enough)))
         reach *= 4
     return high
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, permutations, zip_longest
+from math import ceil
 
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
@@ -52,11 +53,16 @@ class Rehearsal:
     """Phase in which memory ran out; empty when the program runs through."""
     missing: int = 0
     """Bytes of the request that could not be met."""
+    enough: int = 0
+    """Bytes of capacity under which a run that ran through does the very same: what it never had, it cannot miss."""
 
     def scaled(self, by: float) -> Rehearsal:
         """The same with all bytes multiplied."""
         phases = tuple((name, int(allocated * by), int(reserved * by)) for name, allocated, reserved in self.phases)
-        return replace(self, allocated=int(self.allocated * by), reserved=int(self.reserved * by), phases=phases)
+        return replace(
+            self, allocated=int(self.allocated * by), reserved=int(self.reserved * by), phases=phases,
+            enough=ceil(self.enough * by),
+        )  # fmt: skip
 
 
 def rehearse(
@@ -67,8 +73,9 @@ def rehearse(
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
     events = program.recordings[program.course].events
-    if capacity is not None and not expandable:
-        capacity -= _unlucky(tuple(_loads(events)))
+    aside = 0 if expandable else _unlucky(tuple(_loads(events)))
+    if capacity is not None:
+        capacity -= aside
     stage = _Stage(program, device, Allocator(capacity=capacity, expandable=expandable), cost or Cost(device))
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
@@ -83,9 +90,9 @@ def rehearse(
             peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
     except OutOfMemory as error:
         failed, missing = now, error.size
+    reserved = max((r for _, r in peaks.values()), default=0)
     return Rehearsal(
-        allocated=max((a for a, _ in peaks.values()), default=0),
-        reserved=max((r for _, r in peaks.values()), default=0),
+        allocated=max((a for a, _ in peaks.values()), default=0), reserved=reserved, enough=reserved + aside,
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip

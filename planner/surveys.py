@@ -216,7 +216,7 @@ def _points(study: Study, device: Device, host: int | None) -> Iterator[Point]:
             return
         at_least = max(phase.peak.total for phase in found.winner.phases)
         held = min(at_least, found.rehearsal.reserved)
-        capacity = smallest_capacity(found.winner, pricer, held, int(held * TOLERANCE))
+        capacity = smallest_capacity(found.winner, pricer, held, int(held * TOLERANCE), found.rehearsal)
         least = capacity + device.context
         yield Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate)
         budget = int(min(least, budget) * (1 - STEP))

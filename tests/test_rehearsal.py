@@ -58,6 +58,8 @@ def test_under_a_cap_it_runs_within_it_or_says_where_it_stops(program: Program, 
     if rehearsal.failed:
         assert rehearsal.failed in names
         assert rehearsal.missing > 0
+    else:
+        assert rehearse(placed, card, capacity=rehearsal.enough) == rehearsal
     unlucky = _unlucky(tuple(_loads(placed.recordings[placed.course].events)))
     if roomy.reserved + unlucky <= capacity:
         assert rehearsal == roomy
