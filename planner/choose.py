@@ -80,10 +80,10 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     if best is None:
         problems = [made.called(label).problem for label in visited]
         missing = solve.evidence(problems, sum(bool(seen.failed) for seen in rehearsals.values()), made.exact)
-        raise NothingFits(made.whole(made.called(missing.choice.label), missing.choice), missing)
+        raise NothingFits(made.settled(made.called(missing.choice.label), missing.choice), missing)
     scene = made.called(best.label)
     return Choice(
-        winner=made.whole(scene, best), rehearsal=rehearsals[_name_of(best)], scene=scene, solution=best,
+        winner=made.settled(scene, best), rehearsal=rehearsals[_name_of(best)], scene=scene, solution=best,
         scenes=tuple(map(made.called, visited)), explored=pricer.priced, pruned=tuple(pruned),
     )  # fmt: skip
 

@@ -111,7 +111,12 @@ class Scenes:
     def whole(self, scene: Scene, solution: solve.Solution) -> Priced:
         """The candidate a solution stands for."""
         chosen = tuple(option for offer in solution.choice[1:] for option in scene.options[offer.name])
-        return self._pricer.price(self._pricer.settled(self._pricer.merged(scene.priced, chosen)))
+        return self._pricer.price(self._pricer.merged(scene.priced, chosen))
+
+    def settled(self, scene: Scene, solution: solve.Solution) -> Priced:
+        """The same in the words of what weights then do."""
+        priced = self.whole(scene, solution)
+        return replace(priced, candidate=self._pricer.settled(priced.candidate))
 
     def _scene(self, priced: Priced, streams: Mapping[str, Sequence[Option]], *, fragments: float = FRAGMENTS) -> Scene:
         """The solver's problem for one scene; `streams` are choices for single components, which then have groups."""
