@@ -1,24 +1,39 @@
-"""How long planning takes, without a GPU: recording, a warm plan as a whole process, and memory.
+"""How long planning takes, without a GPU: recording, whole processes on recorded programs, the solver, and memory.
 
-python benchmarks/plan_time.py > benchmarks/results/plan_time.md
+    python benchmarks/plan_time.py [--solver] > benchmarks/results/plan_time.md
+
+Processes are timed twice: on a card that was not asked about before, and asked the same again.  `--solver` adds the
+solver's own time for every shipped pipeline, which are all recorded for it.  Seconds are of the processor, children
+included, so that a busy machine changes them little.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from planner import profiles
+from planner import choose, profiles
+from planner.cards import card
+from planner.device import Device
+from planner.errors import PlannerError
 from planner.program import Variant
 from planner.programs import FromProfile, Programs
-from planner.request import Request
+from planner.request import Fidelity, Request
+from planner.study import opened
 from planner.techniques.vae_tiling import LADDER
 
 STORIES = (
@@ -27,7 +42,23 @@ STORIES = (
     ("sd15", {"height": 2224, "width": 3840, "steps": 20}, LADDER, 5.0),
     ("wan2.1-t2v-1.3b", {"height": 480, "width": 832, "frames": 81}, (), 6.0),
 )
-WARM = ("sd15", "--gpu", "rtx-3070", "--budget", "8GB", "--width", "3840", "--height", "2224", "--steps", "20")
+CARDS = (
+    *("a100-pcie-40gb", "a100-sxm4-80gb", "h100-sxm", "l4", "l40s", "t4", "a10g", "rtx-a6000", "rtx-2060", "rtx-2070"),
+    *("rtx-2080-ti", "rtx-3060-12gb", "rtx-3070", "rtx-3080-10gb", "rtx-3090", "rtx-4060-8gb", "rtx-4070", "rtx-4080"),
+    *("rtx-4090", "rtx-5090"),
+)
+PROCESSES = (
+    ("plan sd15 --gpu rtx-3070 --budget 8GB --width 3840 --height 2224 --steps 20", 0.7),
+    ("plan sdxl --gpu rtx-3070 --budget 8GB", 0.7),
+    ("plan flux1-dev --gpu rtx-4080 --budget 16GB", 0.7),
+    (f"compare sdxl --gpu {' --gpu '.join(CARDS)}", 5.0),
+    (f"compare flux1-dev --gpu {' --gpu '.join(CARDS)}", 5.0),
+    ("frontier sdxl --gpu rtx-4090", 5.0),
+    ("frontier flux1-dev --gpu rtx-4090", 5.0),
+)
+"""Commands, and the seconds they should take once their programs are recorded."""
+SOLVER = 0.1
+"""Seconds the solver may take."""
 
 
 def recorded(model: str, shape: dict[str, int], tiles: tuple[int, ...]) -> float:
@@ -43,20 +74,59 @@ def recorded(model: str, shape: dict[str, int], tiles: tuple[int, ...]) -> float
     return time.perf_counter() - start
 
 
-def warm() -> float:
-    """Seconds of `vram-planner plan` as a process, its program in the cache; the best of five."""
+def took(command: str, cache: str) -> float:
+    """Seconds of the processor for a command as a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    subprocess.run(
+        [sys.executable, "-m", "planner", *command.split()], env=environment, check=True, capture_output=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def timed(command: str) -> tuple[float, float]:
+    """With programs recorded and nothing asked about them, and asked again; the better of two each."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "XDG_CACHE_HOME": cache}
-        command = [sys.executable, "-m", "planner", "plan", *WARM]
-        seconds = []
-        for _ in range(6):
-            start = time.perf_counter()
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds[1:])
+        took(command, cache)
+        first = []
+        for _ in range(2):
+            shutil.rmtree(Path(cache, "vram-planner", "programs", "answers"))
+            first.append(took(command, cache))
+        return min(first), min(took(command, cache) for _ in range(2))
+
+
+def solving(model: str, card: Device, cache: Path) -> float:
+    """Seconds the solver takes for a plan on half of the card, what it asks of others not counted."""
+    spent: list[float] = []
+
+    def apart(work: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*args: Any) -> Any:
+            start = time.process_time()
+            try:
+                return work(*args)
+            finally:
+                spent.append(start - time.process_time())
+
+        return measured
+
+    def found(problems: Any, *, accept: Any, slack: float, exact: Any) -> Any:
+        start = time.process_time()
+        try:
+            return asked(problems, accept=apart(accept), slack=slack, exact=apart(exact))
+        finally:
+            spent.append(time.process_time() - start)
+
+    asked = choose.solve.found
+    with patch.object(choose.solve, "found", found), suppress(PlannerError):
+        opened(model, Request(fidelity=Fidelity.LOSSY), cache=cache).attempt(card, budget=card.total // 2)
+    return sum(spent)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--solver", action="store_true", help="time the solver on every shipped pipeline, too")
+    asked = parser.parse_args()
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
     print(f"# How long planning takes\n\n`python {Path(__file__).parent.name}/{Path(__file__).name}`; {libraries};")
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, no GPU.\n")
@@ -68,7 +138,26 @@ def main() -> None:
         print(f"| recording {model} {size}{extra} | {recorded(model, shape, tiles):.2f} s | {bound:.1f} s |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"| memory of this process after all of these | {peak:.2f} GB | 1.5 GB |")
-    print(f"| `vram-planner plan {' '.join(WARM)}`, warm, whole process | {warm():.2f} s | 0.7 s |")
+    print("\nOn recorded programs, seconds of the processor for the whole process:\n")
+    print("| command | asked first | asked again | bound |\n|---|---:|---:|---:|")
+    for command, bound in PROCESSES:
+        first, again = timed(command)
+        print(f"| `vram-planner {command}` | {first:.2f} s | {again:.2f} s | {bound:.1f} s |", flush=True)
+    if asked.solver:
+        print_solver()
+
+
+def print_solver() -> None:
+    """The solver's own time over all shipped pipelines."""
+    with tempfile.TemporaryDirectory() as cache:
+        taken = {name: solving(name, card("rtx-4080"), Path(cache)) for name in profiles.names()}
+    most = max(taken, key=lambda name: taken[name])
+    middle, over = statistics.median(taken.values()), sum(seconds > SOLVER for seconds in taken.values())
+    print(
+        f"\nThe solver itself, without pricing and the allocator, for {len(taken)} shipped pipelines with all "
+        f"techniques, `lossy` included, on half of an RTX 4080: {middle * 1e3:.1f} ms in the "
+        f"median, at most {taken[most] * 1e3:.0f} ms ({most}); {over} over {SOLVER * 1e3:.0f} ms."
+    )
 
 
 if __name__ == "__main__":
