@@ -204,15 +204,21 @@ def _tensor(pictures: list[Image]) -> Any:
 
 
 def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tuple[int, int]) -> dict[str, Any]:
-    """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size."""
+    """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size.
+
+    Where the pipeline computes, as there the prior did.
+    """
     import torch
+
+    def made(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=pipe.dtype, device=pipe._execution_device)
 
     if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
         step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
         width, height = (ceil(side / step) for side in result)
-        return {"image_embeddings": torch.zeros(prompts, 16, height, width, dtype=pipe.dtype)}
+        return {"image_embeddings": made(prompts, 16, height, width)}
     size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
     names = ("image_embeds", "negative_image_embeds")
     if not size or "negative_image_embeds" not in accepted:
         return {}
-    return {name: torch.zeros(prompts, size, dtype=pipe.dtype) for name in names}
+    return {name: made(prompts, size) for name in names}

@@ -56,11 +56,13 @@ def groupable(program: Program, name: str, grouping: Grouping) -> bool:
     """Whether the component runs under these hooks.
 
     diffusers loses weights that are cast while copies in pinned memory wait, and by blocks it never loads what an
-    autoencoder has beside its lists, for `decode` is no `forward`.
+    autoencoder has beside its lists, for `decode` is no `forward`, nor blocks that are lists themselves.
     """
     component = program.component(name)
     events = tuple(program.landmarks)
     if not component.stacks or (grouping.stream and any(isinstance(e, Cast) and e.component == name for e in events)):
+        return False
+    if grouping.blocks and "lists_of_lists" in component.traits:
         return False
     used = {module for e in events if (module := _module(e)).partition(".")[0] == name}
     own = component.stacks[-1]

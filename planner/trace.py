@@ -269,6 +269,8 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
         ("weight_norm", any(map(_makes_weights, module.modules()))),
+        ("lends_weights", any(map(_lends_weights, module.modules()))),
+        ("lists_of_lists", any(map(_is_list_of_lists, module.children()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )
@@ -277,6 +279,20 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
 def _makes_weights(part: torch.nn.Module) -> bool:
     """Whether a layer's weight is made from others by a hook that comes before its `forward`, as weight norm's is."""
     return any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values())
+
+
+def _lends_weights(part: torch.nn.Module) -> bool:
+    """Whether a module computes with the weights of its layers and does not call them, so that no hook of theirs runs.
+
+    Of diffusers' own, the pooling of HunyuanDiT does (HunyuanDiTAttentionPool, 0.42.1).
+    """
+    return isinstance(part, torch.nn.MultiheadAttention) or type(part).__name__ == "HunyuanDiTAttentionPool"
+
+
+def _is_list_of_lists(part: torch.nn.Module) -> bool:
+    """Whether what it holds are lists themselves, which nobody calls (Stable Cascade's blocks)."""
+    inner = tuple(part.children()) if isinstance(part, torch.nn.ModuleList) else ()
+    return any(isinstance(child, (torch.nn.ModuleList, torch.nn.ModuleDict)) for child in inner)
 
 
 def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:

@@ -25,7 +25,7 @@ def taking(kind: str, *names: str, **parts: Any) -> Any:
         [kinds("self", kinds.POSITIONAL_OR_KEYWORD)]
         + [kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=default) for name, default in ordered]
     )
-    return type(kind, (), {"__call__": call, **parts})()
+    return type(kind, (), {"__call__": call, "_execution_device": torch.device("cpu"), **parts})()
 
 
 def arguments(pipe: Any, **asked: Any) -> dict[str, Any]:
@@ -123,3 +123,5 @@ def test_embeddings_stand_in_for_a_prior() -> None:
     }
     cascade = taking("APipeline", "image_embeddings!", config=config, dtype=torch.float16)
     assert arguments(cascade, height=1024, width=1536)["image_embeddings"].shape == (1, 16, 24, 36)
+    away = taking("APipeline", "image_embeddings!", dtype=torch.float16, _execution_device=torch.device("meta"))
+    assert arguments(away)["image_embeddings"].device.type == "meta"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +35,7 @@ from planner.program import (
     Unit,
     Variant,
 )
+from planner.trace import component_of
 
 BLOCK, LEAF = Grouping(blocks=1), Grouping()
 AHEAD, LEAVES_AHEAD = Grouping(blocks=1, stream=True), Grouping(stream=True)
@@ -225,6 +228,18 @@ def test_what_decode_needs_beside_the_lists_is_never_loaded_by_blocks() -> None:
     assert first == second, "no order is learnt where `forward` never ends"
     unhooked = replace(program, components=(replace(program.components[0], stacks=()),))
     assert not groupable(unhooked, "unet", LEAF)
+
+
+def test_blocks_that_are_lists_are_never_called_and_stay_behind() -> None:
+    unet = torch.nn.Module()
+    unet.down_blocks = torch.nn.ModuleList([torch.nn.ModuleList([torch.nn.Linear(2, 2)])])
+    traits = component_of("unet", unet, SimpleNamespace(unet=unet)).traits
+    assert "lists_of_lists" in traits
+    program = denoiser()
+    listed = replace(program, components=(replace(program.components[0], traits=traits),))
+    assert groupable(program, "unet", BLOCK)
+    assert not groupable(listed, "unet", BLOCK)
+    assert groupable(listed, "unet", LEAF)
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(0, 0), (1, 1), (512, 512), (513, 1024), (3 * 2**20, 2**22)])

@@ -41,8 +41,9 @@ class Placement:
             staying = (c.name for c in program.components if "travels" not in c.traits)
             calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
-        # accelerate loses what a weight is packed in, and what weight norm is made of arrives after it was wanted
-        lost = any({"quantized", "weight_norm"} & component.traits for component in program.components)
+        # accelerate loses what a weight is packed in, what weight norm is made of arrives after it was wanted, and the
+        # weights of layers that nobody calls do not arrive at all
+        lost = any({"quantized", "weight_norm", "lends_weights"} & c.traits for c in program.components)
         without = {"sequential": lost, "model": not any(program.chain)}
         able = tuple(value for value in CALLS if not without.get(value))
         return (
@@ -83,13 +84,14 @@ def _settle(pipe: Any, device: str) -> None:
     """Everything on the card, but for components whose weights travel already.
 
     In the order of the components, as the promise has it: `pipe.to` goes by a set, another order in each process, which
-    leaves other gaps.  What is quantized only the pipeline may move.
+    leaves other gaps.  It still has the last word, on what is quantized, unless hooks of ours are in its way.
     """
     whole = modules(pipe)
+    hooked = any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values())
     for part in whole.values():
-        if not travels(part) and not packs(part):
+        if not travels(part) and (hooked or not packs(part)):
             part.to(device)
-    if not any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values()):
+    if not hooked:
         pipe.to(device)
 
 

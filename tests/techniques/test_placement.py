@@ -7,11 +7,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import AutoencoderOobleck
+from diffusers.models.embeddings import HunyuanDiTAttentionPool
 
 from planner.errors import ApplyFailed
 from planner.request import Request
 from planner.snapshot import snapshot
+from planner.techniques import placement
 from planner.techniques.base import Option
+from planner.techniques.live import modules
 from planner.techniques.placement import Placement
 from planner.trace import component_of
 
@@ -121,3 +124,33 @@ def test_weight_norm_does_not_go_with_sequential_offload() -> None:
     assert "sequential" in {
         o.value for o in PLACEMENT.options(programs.program(programs.unet()), programs.device(), Request())
     }
+
+
+def test_weights_used_behind_their_layers_back_do_not_go_with_sequential_offload() -> None:
+    """accelerate brings weights when their layer is called, which HunyuanDiT's pooling never does."""
+    pooling = HunyuanDiTAttentionPool(4, 8, num_heads=2)
+    text = torch.ones(1, 4, 8)
+    with torch.no_grad():
+        pooling(text)
+        cpu_offload(pooling, torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="meta"):
+            pooling(text)
+    for lender in (HunyuanDiTAttentionPool(4, 8, num_heads=2), torch.nn.MultiheadAttention(8, 2)):
+        unet = torch.nn.Sequential(torch.nn.Linear(8, 8), lender)
+        traits = component_of("unet", unet, SimpleNamespace(unet=unet)).traits
+        assert "lends_weights" in traits
+    program = programs.program(programs.unet(traits=frozenset({"denoiser", "lends_weights"})))
+    assert "sequential" not in {o.value for o in PLACEMENT.options(program, programs.device(), Request())}
+
+
+def test_packed_components_are_moved_where_others_are_streamed(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks of ours are in the way of the pipeline's own `to`, which otherwise moves what is packed."""
+    moved: list[str] = []
+    for name, part in modules(sd).items():
+        monkeypatch.setattr(part, "to", lambda device, name=name: moved.append(name))
+    monkeypatch.setattr(placement, "packs", lambda part: part is sd.text_encoder)
+    monkeypatch.setattr(placement, "is_ours", lambda hook: hook is sd)
+    sd.unet._hf_hook = sd
+    monkeypatch.setattr(placement, "travels", lambda part: part is sd.unet)
+    PLACEMENT.apply(sd, Option(technique="placement", value="resident"))
+    assert moved == [name for name in modules(sd) if name != "unet"]
