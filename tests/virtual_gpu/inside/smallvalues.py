@@ -22,6 +22,9 @@ aten = torch.ops.aten
 
 SMALL = 4096
 """Elements up to which a tensor's values are kept."""
+INDICES = frozenset({torch.int32, torch.int64, torch.bool})
+POSITIONS = 1 << 18
+"""Elements up to which those of indices and masks are: pipelines read sizes from the positions of latents (Flux 2)."""
 SCRATCH = 65536
 """Bytes of storage up to which an unknown small result is set to zero, so that what is read back is finite."""
 LARGE = 1 << 20
@@ -122,7 +125,8 @@ def _zero(tensors: Any) -> None:
 
 
 def _small(tensor: torch.Tensor) -> bool:
-    return tensor.numel() <= SMALL and tensor.layout is torch.strided and not tensor.is_quantized
+    most = POSITIONS if tensor.dtype in INDICES else SMALL
+    return tensor.numel() <= most and tensor.layout is torch.strided and not tensor.is_quantized
 
 
 def _masks(indices: Sequence[Any]) -> list[torch.Tensor]:
