@@ -26,7 +26,8 @@ INDICES = frozenset({torch.int32, torch.int64, torch.bool})
 POSITIONS = 1 << 18
 """Elements up to which those of indices and masks are: pipelines read sizes from the positions of latents (Flux 2)."""
 SCRATCH = 65536
-"""Bytes of storage up to which an unknown small result is set to zero, so that what is read back is finite."""
+"""Bytes of storage up to which an unknown small result is set to zero, so that what is read back is finite; unknown
+indices are whatever their storage is, so that a router sends all to one expert (HiDream)."""
 LARGE = 1 << 20
 """Elements from which a copy on the host is not carried out."""
 
@@ -93,7 +94,7 @@ def _keep_values(func: Any, args: Any, kwargs: Any, out: Any, exact: bool, on_de
         return
     if not exact:
         if not mutates:
-            _zero(leaf for leaf in outs if _small(leaf) and leaf.untyped_storage().nbytes() <= SCRATCH)
+            _zero(leaf for leaf in outs if _small(leaf) and _zeroed(leaf))
         return
     if not all(_small(leaf) for leaf in outs):
         return
@@ -127,6 +128,10 @@ def _zero(tensors: Any) -> None:
 def _small(tensor: torch.Tensor) -> bool:
     most = POSITIONS if tensor.dtype in INDICES else SMALL
     return tensor.numel() <= most and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _zeroed(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in INDICES or tensor.untyped_storage().nbytes() <= SCRATCH
 
 
 def _masks(indices: Sequence[Any]) -> list[torch.Tensor]:
