@@ -53,7 +53,7 @@ FAMILIES = (
     Family(model="sd3-medium", sizes=SQUARES),
     Family(model="flux1-dev", sizes=SQUARES, dtypes=(None,)),
     Family(model="wan2.1-t2v-1.3b", sizes=CLIPS, frames=17, batches=(1, 2)),
-    Family(model="ltx-video-0.9.5", sizes=CLIPS, frames=25, batches=(1, 2)),
+    Family(model="ltx-video-0.9.5", sizes=CLIPS, frames=25, batches=(1,)),  # its decode has a timestep a prompt
     Family(model="svd", sizes=((320, 512), (576, 1024)), frames=14, batches=(1,)),
     Family(model="pixart-sigma", sizes=SQUARES),
     Family(model="animatediff-sd15", sizes=((512, 512),), frames=16, batches=(1,)),

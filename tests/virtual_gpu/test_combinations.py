@@ -19,7 +19,6 @@ from combining import FAMILIES, draw
 
 SEED = 4
 OPEN = {
-    "ltx-video-0.9.5": "micro-batches of LTX's time embedding are refused while recorded; the planner leaves them out",
     "sana": "int8 at the least budget: the run is out of memory where the rehearsal was not",
 }
 """Families whose combination is not yet as promised, and what is known of it."""
