@@ -96,8 +96,9 @@ def on_the_card(model: str, dtype: str | None, plan: dict[str, Any]) -> dict[str
     quantization.is_ghost = lambda _: True  # of each shape one weight is rounded, the others are made like it
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     made, pipe = Plan.from_json(plan), pipelines.shipped(model, dtype)
-    call, before = call_arguments(pipe, made.request, Variant()), snapshot(pipe)
+    before = snapshot(pipe)
     made.apply(pipe)
+    call = call_arguments(pipe, made.request, Variant())
     outcome = "ran"
     try:
         with torch.no_grad():

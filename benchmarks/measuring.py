@@ -110,11 +110,11 @@ def on_the_card(
     pipe = pipelines.shipped(model, dtype)
     peaks = Peaks(pipe)
     techniques = {technique.name: technique for technique in DEFAULT}
-    call = call_arguments(pipe, Request.from_json(request), Variant())
     outcome = "ran"
     try:
         for name, value, component in options:
             techniques[name].apply(pipe, Option(technique=name, value=value, component=component))
+        call = call_arguments(pipe, Request.from_json(request), Variant())
         with torch.no_grad():
             pipe(**call)
     except torch.OutOfMemoryError:

@@ -30,6 +30,8 @@ OTHERWISE: dict[str, tuple[str, ...]] = {
 """Names that pictures go by in the calls of fewer classes; the first that is there is taken."""
 LISTS = ("EditPlus", "ControlNetUnion")
 """Words in the names of pipelines that want a list even of one picture."""
+EMBEDDED = ("image_embeddings", "image_embeds", "negative_image_embeds")
+"""Arguments that a prior left on the card."""
 CHUNK = "decode_chunk_size"
 """Argument of the calls of video pipelines, and of their `decode_latents`."""
 FRAMES = 16
@@ -204,15 +206,19 @@ def _tensor(pictures: list[Image]) -> Any:
 
 
 def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tuple[int, int]) -> dict[str, Any]:
-    """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size."""
+    """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size.
+
+    It lies where the pipeline computes, as Stable Cascade's decoder takes it as it is.
+    """
     import torch
 
+    where = {"dtype": getattr(pipe, "dtype", None), "device": getattr(pipe, "_execution_device", "cpu")}
     if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
         step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
         width, height = (ceil(side / step) for side in result)
-        return {"image_embeddings": torch.zeros(prompts, 16, height, width, dtype=pipe.dtype)}
+        return {"image_embeddings": torch.zeros(prompts, 16, height, width, **where)}
     size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
-    names = ("image_embeds", "negative_image_embeds")
+    names = EMBEDDED[1:]
     if not size or "negative_image_embeds" not in accepted:
         return {}
-    return {name: torch.zeros(prompts, size, dtype=pipe.dtype) for name in names}
+    return {name: torch.zeros(prompts, size, **where) for name in names}
