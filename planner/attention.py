@@ -69,7 +69,7 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
         case "sliced":
             return tuple(_sliced(attention))
         case "math":
-            return tuple(_math(attention))
+            return _math(attention)
     return tuple(_fused(attention, backend))
 
 
@@ -120,25 +120,51 @@ def _sliced(a: Attention) -> Iterator[int]:
     yield a.queries * a.value_size * item  # what the head before gave
 
 
-def _math(a: Attention) -> Iterator[int]:
-    """fp32 copies, scores, their softmax, and which of them are -inf (_scaled_dot_product_attention_math)."""
+def late(attention: Attention, device: Device) -> int:
+    """Bytes of an output that comes after all that was requested; 0 where it is there from the beginning."""
+    a = attention
+    if chosen(a, device.compute_capability) != "math":
+        return 0
+    return a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
+
+
+def _math(a: Attention) -> tuple[int, ...]:
+    """fp32 copies, scores, their softmax, and which of them are -inf (_scaled_dot_product_attention_math).
+
+    What comes of it lies head by head; the caller copies it to where rows are whole, unless there is one head.
+    """
     item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
     q, k, v = (rows * n * 4 for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size))
     scores, out = rows * a.queries * a.keys, rows * a.queries * a.value_size
-    copies = (q, k) if a.batch > 1 and a.heads > 1 else ()  # a product wants its batches in one row
-    asked = [*((q, k, v) if item == 2 else ()), q]
-    if a.causal:
-        asked.append(a.queries * a.keys * 4)
-    first = len(asked)
-    asked += [k, *copies, scores * 4]
-    yield from asked
-    yield from (~n for n in range(first, first + 1 + len(copies)))
-    yield scores * 4
-    yield max(scores - out * item, 0)  # the output is counted from the beginning, but is not there yet
-    softmax = len(asked)
-    yield from (~(softmax + 1), ~(softmax - 1))
-    if item == 2:
-        yield from (scores * 2, out * 4)
+    apart = a.batch > 1 and a.heads > 1  # a product wants its batches in one row, and copies them there
+    half = item == 2
+    asked: list[int] = []
+
+    def ask(*sizes: int) -> tuple[int, ...]:
+        first = sum(size >= 0 for size in asked)
+        asked.extend(sizes)
+        return tuple(range(first, first + len(sizes)))
+
+    def give_back(*numbers: int) -> None:
+        asked.extend(~number for number in reversed(numbers))
+
+    ask(*((a.mask_size * item,) if a.mask == "bool" else ()))  # becomes numbers
+    ask(*((q, k, v) if half else ()), q, *((a.queries * a.keys * 4,) if a.causal else ()))
+    copies = ask(k, *((q, k) if apart else ()))
+    first = ask(scores * 4)
+    give_back(*copies)
+    ask(scores * 4)
+    give_back(*ask(scores, rows * a.queries))
+    give_back(*first)
+    ask(*((scores * 2,) if half else ()))
+    copies = ask(*((v,) if apart else ()))
+    if half:
+        ask(out * 4)
+        give_back(*copies)
+    if a.heads > 1:
+        (made,) = ask(out * item)
+        give_back(*(number for number in range(made) if ~number not in asked))
+    return tuple(asked)
 
 
 def _up(size: int, multiple: int) -> int:

@@ -10,7 +10,7 @@ from itertools import islice, permutations, zip_longest
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
 from planner.blocks import Block
-from planner.cost import Cost, temporaries
+from planner.cost import Cost, late, temporaries
 from planner.device import Device
 from planner.program import (
     PLACED,
@@ -144,8 +144,8 @@ class _Stage:
         self._program, self._device, self._cost = program, device, cost
         self._warm = False
         self._temporaries: dict[int, tuple[int, ...]] = {}
-        self._copies: list[Block | None] | None = None
-        """The input, copied for the convolution that is about to run."""
+        self._early: list[Block | None] | None = None
+        """What the kernel that is about to run asked for before the room of its result, and still holds."""
 
     def take(self, event: Event, scene: _Scene) -> None:
         match event:
@@ -183,14 +183,17 @@ class _Stage:
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc) and isinstance(following, Run):
-                self._copy(following.kernel)
+                self._begin(following.kernel)
             self.take(event, inside)
         scene.buffers.update((buffer, inside.buffers[inner]) for inner, buffer in kept)
 
-    def _copy(self, index: int) -> None:
-        """A convolution copies its input before it asks for the room of its result."""
-        if isinstance(self._program.kernels[index], Conv):
-            self._copies = [self.allocator.malloc(self._asked(index)[0])]
+    def _begin(self, index: int) -> None:
+        """A convolution copies its input before it asks for the room of its result, and some do all their work."""
+        kernel = self._program.kernels[index]
+        if isinstance(kernel, Conv):
+            self._early = [self.allocator.malloc(self._asked(index)[0])]
+        elif late(kernel, self._device):
+            self._early = self._worked(index)
 
     def _asked(self, index: int) -> tuple[int, ...]:
         """Temporaries of a kernel, as they were last asked for."""
@@ -203,25 +206,28 @@ class _Stage:
         if not self._warm and isinstance(kernel, Matmul):
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
-        sizes = self._asked(index)
-        held: list[Block | None]
         if isinstance(kernel, Conv):
-            if self._copies is None:  # its result is not new, or not the body's own
-                self._copy(index)
-            held = [*(self._copies or ()), self.allocator.malloc(sizes[1])]
+            if self._early is None:  # its result is not new, or not the body's own
+                self._begin(index)
+            sizes = self._asked(index)
+            held = [*(self._early or ()), self.allocator.malloc(sizes[1])]
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
-            self._release(held)
-            self._copies = None
-            return
-        held = []
-        for size in sizes:
+        else:
+            held = self._worked(index) if self._early is None else self._early
+        self._early = None
+        self._release(held)
+
+    def _worked(self, index: int) -> list[Block | None]:
+        """A kernel's requests are made and given back; those that its end gives back."""
+        held: list[Block | None] = []
+        for size in self._asked(index):
             if size < 0:
                 self.allocator.free(held[~size])
                 held[~size] = None
             else:
                 held.append(self.allocator.malloc(size))
-        self._release(held)
+        return held
 
     def _lean(self, index: int, conv: Conv) -> None:
         """Short of memory, torch takes the next engine that finds room, and keeps to it (Conv_v8.cpp, try_configs)."""

@@ -13,7 +13,7 @@ from techniques.programs import device
 
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
+from planner.program import Alloc, Attention, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
 from planner.rehearsal import _loads, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)
@@ -134,6 +134,17 @@ def test_other_scratch_cannot_do_with_less() -> None:
     program = course(Alloc(0, 8 * MiB), Run(0), kernels=(Plain("sort", 0, 0, scratch=30 * MiB),))
     assert rehearse(program, device(), capacity=40 * MiB).failed == "start"
     assert not rehearse(program, device(), capacity=50 * MiB).failed
+
+
+def test_an_output_that_comes_late_finds_the_room_its_kernel_left() -> None:
+    """Math scales 16 MiB of q and of k, and holds scores and softmax of 128 MiB and a mask of 32 before its output."""
+    kernel = Attention("float32", 1, 8, 2048, 2048, 256, 256, backend="math")
+    attend = body(Alloc(0, 16 * MiB), Run(0), Free(0))
+    program = course(Call(0, "unet", ()), bodies=(attend,), kernels=(kernel,))
+    rehearsal = rehearse(program, device())
+    assert rehearsal.allocated == (16 + 2 * 128 + 32) * MiB + 8 * 2048
+    assert rehearsal.reserved == (2 * 16 + 2 * 128 + 32 + 2) * MiB
+    assert Cost(device()).phases(program)[-1].peak.total == rehearsal.allocated + CUBLAS
 
 
 def test_a_cast_exchanges_one_tensor_after_the_other() -> None:
