@@ -321,7 +321,8 @@ class Component:
     traits: frozenset[str] = frozenset()
     """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, decode_chunks, attention_slicing,
     attention_backend, processors, conv2d, repeated_blocks, layerwise_casting; rows_apart: no row of a batch knows of
-    another; weight_norm: a hook before `forward` makes weights; travels: its units are streamed."""
+    another; weight_norm: a hook before `forward` makes weights; depthwise: it has convolutions channel by channel;
+    travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1

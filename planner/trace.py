@@ -272,6 +272,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
+        ("depthwise", any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels for m in module.modules())),
     )
 
 
