@@ -11,7 +11,7 @@ from typing import Any
 from planner.cards import card
 from planner.device import Device
 from planner.plan import Plan
-from planner.pricing import PLACEMENT, Candidate, Priced, Pricer
+from planner.pricing import PLACEMENT, Priced, Pricer
 from planner.reasons import plan_as_it_is, smallest_capacity
 from planner.request import Fidelity, Request
 from planner.study import Study, opened

@@ -18,7 +18,7 @@ class ChannelsLast:
 
     role: str
     """`denoiser`, `autoencoder` or `controlnet`; each is a technique of its own, so that several go together."""
-    needs: str = "a component of that role with two-dimensional convolutions and no others, and kernels for them on the card"
+    needs: str = "a component of that role with only two-dimensional convolutions, which the card has kernels for"
 
     @property
     def name(self) -> str:
