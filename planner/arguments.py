@@ -212,7 +212,7 @@ def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tu
     """
     import torch
 
-    where = {"dtype": getattr(pipe, "dtype", None), "device": getattr(pipe, "_execution_device", "cpu")}
+    where: dict[str, Any] = {"dtype": getattr(pipe, "dtype", None), "device": getattr(pipe, "_execution_device", "cpu")}
     if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
         step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
         width, height = (ceil(side / step) for side in result)

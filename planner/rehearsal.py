@@ -36,8 +36,9 @@ from planner.program import (
     calls,
 )
 
-ROUNDS = 2
-"""Replays after which another call of the same body, with no more held than before, is answered from the cache."""
+ROUNDS, PATIENT = 2, 8
+"""Replays after which another call of the same body, with no more held than before, is answered from the cache; the
+second where memory was short, since then the gaps that each call leaves decide whether a later one finds room."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
 TRIFLE = 2**20
@@ -71,14 +72,23 @@ def rehearse(
 
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
-    events = program.recordings[program.course].events
+    prices = cost or Cost(device)
     if capacity is not None and not expandable:
-        capacity -= _unlucky(tuple(_loads(events)))
-    stage = _Stage(program, device, Allocator(capacity=capacity, expandable=expandable), cost or Cost(device))
+        capacity -= _unlucky(tuple(_loads(program.events)))
+
+    def replayed(rounds: int) -> Rehearsal:
+        return _replayed(_Stage(program, device, Allocator(capacity=capacity, expandable=expandable), prices, rounds))
+
+    seen = replayed(ROUNDS)
+    return replayed(PATIENT) if seen.retries and not seen.failed else seen
+
+
+def _replayed(stage: _Stage) -> Rehearsal:
+    """The course, event by event, until its end or until memory runs out."""
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
-        for event, called in calls(events):
+        for event, called in calls(stage.events):
             if called:
                 now = called
                 stage.allocator.reset_peaks()
@@ -133,15 +143,15 @@ class _Scene:
         """Weights come and go in it and take the gaps that other bodies leave, so each is replayed in full."""
         self.buffers: dict[int, Block | None] = {}
         self.weights: dict[str, list[list[Block | None]]] = {}
-        self.seen: dict[int, tuple[int, int]] = {}
-        """Recording to replays so far and the most that was held before one."""
+        self.seen: dict[int, tuple[int, int, int]] = {}
+        """Recording to replays since a request was last tried again, the most that was held before one, and retries."""
 
 
 class _Stage:
-    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost) -> None:
-        self.allocator = allocator
+    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost, rounds: int) -> None:
+        self.allocator, self.events = allocator, program.events
         self.course = _Scene()
-        self._program, self._device, self._cost = program, device, cost
+        self._program, self._device, self._cost, self.rounds = program, device, cost, rounds
         self._warm = False
         self._temporaries: dict[int, tuple[int, ...]] = {}
         self._early: list[Block | None] | None = None
@@ -171,9 +181,11 @@ class _Stage:
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         body = self._cost.body(self._program, recording, "none")
-        rounds, most = scene.seen.get(recording, (0, 0))
-        known = rounds >= ROUNDS and self.allocator.allocated <= most and not scene.crowded
-        scene.seen[recording] = rounds + 1, max(most, self.allocator.allocated)
+        rounds, most, retries = scene.seen.get(recording, (0, 0, 0))
+        if retries != self.allocator.retries:
+            rounds = 0
+        known = rounds >= self.rounds and self.allocator.allocated <= most and not scene.crowded
+        scene.seen[recording] = rounds + 1, max(most, self.allocator.allocated), self.allocator.retries
         if known or (self._warm and body.most <= TRIFLE and not scene.crowded):
             if not known:
                 self.allocator.free(self.allocator.malloc(body.most))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reference import CUBLAS, MiB, body, course, programs, read
 from techniques.programs import device
 
+from planner import rehearsal as rehearsing
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
 from planner.program import Alloc, Attention, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
@@ -159,6 +160,24 @@ def test_repeated_calls_cost_no_more_than_their_first() -> None:
     once = course(Call(0, "unet", ()), bodies=(work,))
     often = course(*[Call(0, "unet", ())] * 1000, bodies=(work,))
     assert rehearse(once, device()) == rehearse(often, device())
+
+
+def test_where_memory_is_short_more_calls_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's blocks left other gaps at their third call than at their second, and its decode found no room."""
+    patience: list[int] = []
+    replayed = rehearsing._replayed
+
+    def counted(stage: rehearsing._Stage) -> rehearsing.Rehearsal:
+        patience.append(stage.rounds)
+        return replayed(stage)
+
+    monkeypatch.setattr(rehearsing, "_replayed", counted)
+    program = course(Alloc(0, 40 * MiB), Free(0), Alloc(1, 50 * MiB))
+    assert rehearse(program, device(), capacity=90 * MiB).retries == 0
+    assert rehearse(program, device(), capacity=60 * MiB).retries == 1
+    assert rehearse(program, device(), capacity=40 * MiB).failed
+    quick, patient = rehearsing.ROUNDS, rehearsing.PATIENT
+    assert patience == [quick, quick, patient, quick]
 
 
 def test_calls_under_more_load_are_replayed_again() -> None:
