@@ -6,7 +6,7 @@ order of requests was read off the allocator's own history on the virtual GPU (t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 
 from planner.device import Device
@@ -70,7 +70,8 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
             return tuple(_sliced(attention))
         case "math":
             return _math(attention)
-    return tuple(_fused(attention, backend))
+    fused = tuple(_fused(attention, backend))
+    return tuple(_copied(attention, fused)) if _copies(attention, backend) else fused
 
 
 def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
@@ -113,6 +114,21 @@ def _fused(a: Attention, backend: str) -> Iterator[int]:
         yield a.batch * a.heads * a.queries * a.value_size * 4
 
 
+def _copies(a: Attention, backend: str) -> bool:
+    """Whether diffusers copies queries, keys and values, which it does for cuDNN where that was asked for (0.42.1)."""
+    return backend == a.backend == "cudnn" and a.heads > 1
+
+
+def _copied(a: Attention, asked: Sequence[int]) -> Iterator[int]:
+    """What comes of copies lies head by head as they do, and the caller copies it to where rows are whole."""
+    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
+    copies = [rows * n * item for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size)]
+    yield from copies
+    yield rows * a.queries * a.value_size * item
+    yield from (size - len(copies) - 1 if size < 0 else size for size in asked)
+    yield from (~n for n in (2, 1, 0))
+
+
 def _sliced(a: Attention) -> Iterator[int]:
     """Its copies of q, k and v take the places of the originals."""
     item = ITEM_SIZE[a.dtype]
@@ -122,8 +138,8 @@ def _sliced(a: Attention) -> Iterator[int]:
 
 def late(attention: Attention, device: Device) -> int:
     """Bytes of an output that comes after all that was requested; 0 where it is there from the beginning."""
-    a = attention
-    if chosen(a, device.compute_capability) != "math":
+    a, backend = attention, chosen(attention, device.compute_capability)
+    if backend != "math" and not _copies(a, backend):
         return 0
     return a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
 
@@ -136,7 +152,7 @@ def _math(a: Attention) -> tuple[int, ...]:
     item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
     q, k, v = (rows * n * 4 for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size))
     scores, out = rows * a.queries * a.keys, rows * a.queries * a.value_size
-    apart = a.batch > 1 and a.heads > 1  # a product wants its batches in one row, and copies them there
+    apart = a.apart if a.batch > 1 and a.heads > 1 else ""  # a product wants its batches in one row, and copies them
     half = item == 2
     asked: list[int] = []
 
@@ -150,14 +166,14 @@ def _math(a: Attention) -> tuple[int, ...]:
 
     ask(*((a.mask_size * item,) if a.mask == "bool" else ()))  # becomes numbers
     ask(*((q, k, v) if half else ()), q, *((a.queries * a.keys * 4,) if a.causal else ()))
-    copies = ask(k, *((q, k) if apart else ()))
+    copies = ask(k, *((q,) if "q" in apart else ()), *((k,) if "k" in apart else ()))
     first = ask(scores * 4)
     give_back(*copies)
     ask(scores * 4)
     give_back(*ask(scores, rows * a.queries))
     give_back(*first)
     ask(*((scores * 2,) if half else ()))
-    copies = ask(*((v,) if apart else ()))
+    copies = ask(*((v,) if "v" in apart else ()))
     if half:
         ask(out * 4)
         give_back(*copies)

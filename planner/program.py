@@ -80,6 +80,8 @@ class Attention:
     mask_aligned: bool = True
     """All its strides but the last are multiples of eight."""
     causal: bool = False
+    apart: str = "qkv"
+    """Which of queries, keys and values lie row by row, so that a head of one image is not next to the one before."""
     backend: str = "auto"
     """auto, flash, efficient, cudnn, math, xformers or sliced."""
     switchable: bool = True

@@ -161,6 +161,25 @@ def test_math_asks_in_torchs_order() -> None:
     assert most(small, device((8, 6))) == pytest.approx(4 * copy + 9 * scores // 4 - output, abs=20_000)
 
 
+def test_math_copies_only_what_lies_row_by_row() -> None:
+    """Kandinsky's keys come out of a concatenation, head by head."""
+    single = Attention("float32", 2, 8, 1000, 1000, 64, 64, backend="math")
+    copy, scores = 4_096_000, 64_000_000
+    rest = (scores, scores // 4, 16_000)
+    assert scratch(single, (8, 6))[:7] == (copy, copy, copy, copy, scores, ~3, ~2)
+    assert scratch(replace(single, apart="q"), (8, 6))[:6] == (copy, copy, copy, scores, ~2, ~1)
+    assert scratch(replace(single, apart=""), (8, 6)) == (copy, copy, scores, ~1, *rest, ~5, ~4, ~2, copy, ~3, ~0)
+
+
+def test_cudnn_by_name_gets_copies() -> None:
+    """diffusers lays q, k and v head by head first; torch by itself does not, and what comes of it is copied back."""
+    named = replace(SD, backend="cudnn")
+    copy = 2 * 8 * 4096 * 40 * 2
+    assert scratch(named, (9, 0)) == (copy, copy, copy, copy, ~2, ~1, ~0)
+    assert (late(named, device((9, 0))), most(named, device((9, 0)))) == (copy, 3 * copy)
+    assert late(SD, device((9, 0))) == 0
+
+
 def test_maths_product_is_the_output_where_there_is_one_head() -> None:
     single = replace(VAE, dtype="float32", backend="math")
     copy, scores = 4096 * 512 * 4, 4096 * 4096 * 4
