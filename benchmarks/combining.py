@@ -11,7 +11,7 @@ from typing import Any
 from planner.cards import card
 from planner.device import Device
 from planner.plan import Plan
-from planner.pricing import PLACEMENT, Candidate, Priced, Pricer
+from planner.pricing import PLACEMENT, Priced, Pricer
 from planner.reasons import plan_as_it_is, smallest_capacity
 from planner.request import Fidelity, Request
 from planner.study import Study, opened
@@ -23,7 +23,7 @@ ROOM = 192 * 10**9
 """Bytes of the card, so that it is the hard cap that holds the budget."""
 CARDS = ("rtx-2080-ti", "a100-sxm4-40gb", "rtx-3060-12gb", "rtx-4090", "h100-sxm", "rtx-5090")
 """One of each generation."""
-UNDRAWN = ("tracing",)
+UNDRAWN = frozenset({"tracing"})
 """Generated kernels are what the virtual GPU does not run."""
 ON = 0.4
 """How likely each technique that is offered is switched on."""
@@ -53,7 +53,7 @@ FAMILIES = (
     Family(model="sd3-medium", sizes=SQUARES),
     Family(model="flux1-dev", sizes=SQUARES, dtypes=(None,)),
     Family(model="wan2.1-t2v-1.3b", sizes=CLIPS, frames=17, batches=(1, 2)),
-    Family(model="ltx-video-0.9.5", sizes=CLIPS, frames=25, batches=(1, 2)),
+    Family(model="ltx-video-0.9.5", sizes=CLIPS, frames=25, batches=(1,)),  # its decode has a timestep a prompt
     Family(model="svd", sizes=((320, 512), (576, 1024)), frames=14, batches=(1,)),
     Family(model="pixart-sigma", sizes=SQUARES),
     Family(model="animatediff-sd15", sizes=((512, 512),), frames=16, batches=(1,)),
@@ -81,12 +81,15 @@ class Drawn:
         return " ".join(filter(None, (self.plan.dtype, f"{asked.width}×{asked.height}", *counts)))
 
 
-def draw(seed: int, number: int, cache: Path | None = None, families: Sequence[Family] = FAMILIES) -> Drawn:
-    """Combination `number`, each family in turn.  Raises PlannerError where the pipeline refuses the request."""
+def draw(seed: int, number: int, cache: Path | None = None, without: frozenset[str] = frozenset()) -> Drawn:
+    """Combination `number`, each family in turn, of all techniques but some.
+
+    Raises PlannerError where the pipeline refuses the request.
+    """
     rng = Random(f"{seed}/{number}")
-    study, device = _asked(rng, families[number % len(families)], cache)
+    study, device = _asked(rng, FAMILIES[number % len(FAMILIES)], cache)
     pricer = study.pricer(device)
-    priced = _candidate(rng, pricer, device, study.request)
+    priced = _candidate(rng, pricer, device, study.request, UNDRAWN | without)
     capacity = _capacity(rng, pricer, priced)
     study.keep()
     order = study.order(device, budget=capacity + device.context)
@@ -103,19 +106,23 @@ def _asked(rng: Random, family: Family, cache: Path | None) -> tuple[Study, Devi
     return opened(family.model, request, cache=cache), device
 
 
-def _candidate(rng: Random, pricer: Pricer, device: Device, request: Request) -> Priced:
-    """Technique by technique in order of applying: one of what is still offered, or nothing."""
-    chosen: Candidate = ()
+def _candidate(rng: Random, pricer: Pricer, device: Device, request: Request, without: frozenset[str]) -> Priced:
+    """Technique by technique in order of applying: one of what is still offered, or nothing.
+
+    Nothing, too, where the pipeline refuses the request under it, as the planner leaves it out then.
+    """
+    priced = pricer.price(())
     streams = rng.random() < STREAMED
     for technique in pricer.techniques.values():
-        if technique.name in UNDRAWN:
+        if technique.name in without:
             continue
-        offered = technique.options(pricer.price(chosen).program, device, request)
+        offered = technique.options(priced.program, device, request)
         if technique.scope == "component":
-            chosen += tuple(_streams(rng, offered)) if streams else ()
+            more = tuple(_streams(rng, offered)) if streams else ()
         else:
-            chosen += tuple(_drawn(rng, technique, offered, resting=streams))
-    return pricer.price(chosen)
+            more = tuple(_drawn(rng, technique, offered, resting=streams))
+        priced = next(pricer.able(priced.candidate + more), priced)
+    return priced
 
 
 def _drawn(rng: Random, technique: Technique, offered: Sequence[Option], *, resting: bool) -> Iterator[Option]:

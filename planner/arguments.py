@@ -30,6 +30,8 @@ OTHERWISE: dict[str, tuple[str, ...]] = {
 """Names that pictures go by in the calls of fewer classes; the first that is there is taken."""
 LISTS = ("EditPlus", "ControlNetUnion")
 """Words in the names of pipelines that want a list even of one picture."""
+EMBEDDED = ("image_embeddings", "image_embeds", "negative_image_embeds")
+"""Arguments that a prior left on the card."""
 CHUNK = "decode_chunk_size"
 """Argument of the calls of video pipelines, and of their `decode_latents`."""
 FRAMES = 16
@@ -218,7 +220,7 @@ def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tu
         width, height = (ceil(side / step) for side in result)
         return {"image_embeddings": made(prompts, 16, height, width)}
     size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
-    names = ("image_embeds", "negative_image_embeds")
+    names = EMBEDDED[1:]
     if not size or "negative_image_embeds" not in accepted:
         return {}
     return {name: made(prompts, size) for name in names}

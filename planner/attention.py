@@ -6,7 +6,7 @@ order of requests was read off the allocator's own history on the virtual GPU (t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 
 from planner.device import Device
@@ -69,8 +69,9 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
         case "sliced":
             return tuple(_sliced(attention))
         case "math":
-            return tuple(_math(attention))
-    return tuple(_fused(attention, backend))
+            return _math(attention)
+    fused = tuple(_fused(attention, backend))
+    return tuple(_copied(attention, fused)) if _copies(attention, backend) else fused
 
 
 def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
@@ -113,6 +114,21 @@ def _fused(a: Attention, backend: str) -> Iterator[int]:
         yield a.batch * a.heads * a.queries * a.value_size * 4
 
 
+def _copies(a: Attention, backend: str) -> bool:
+    """Whether diffusers copies queries, keys and values, which it does for cuDNN where that was asked for (0.42.1)."""
+    return backend == a.backend == "cudnn" and a.heads > 1
+
+
+def _copied(a: Attention, asked: Sequence[int]) -> Iterator[int]:
+    """What comes of copies lies head by head as they do, and the caller copies it to where rows are whole."""
+    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
+    copies = [rows * n * item for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size)]
+    yield from copies
+    yield rows * a.queries * a.value_size * item
+    yield from (size - len(copies) - 1 if size < 0 else size for size in asked)
+    yield from (~n for n in (2, 1, 0))
+
+
 def _sliced(a: Attention) -> Iterator[int]:
     """Its copies of q, k and v take the places of the originals."""
     item = ITEM_SIZE[a.dtype]
@@ -120,25 +136,51 @@ def _sliced(a: Attention) -> Iterator[int]:
     yield a.queries * a.value_size * item  # what the head before gave
 
 
-def _math(a: Attention) -> Iterator[int]:
-    """fp32 copies, scores, their softmax, and which of them are -inf (_scaled_dot_product_attention_math)."""
+def late(attention: Attention, device: Device) -> int:
+    """Bytes of an output that comes after all that was requested; 0 where it is there from the beginning."""
+    a, backend = attention, chosen(attention, device.compute_capability)
+    if backend != "math" and not _copies(a, backend):
+        return 0
+    return a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
+
+
+def _math(a: Attention) -> tuple[int, ...]:
+    """fp32 copies, scores, their softmax, and which of them are -inf (_scaled_dot_product_attention_math).
+
+    What comes of it lies head by head; the caller copies it to where rows are whole, unless there is one head.
+    """
     item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
     q, k, v = (rows * n * 4 for n in (a.queries * a.head_size, a.keys * a.head_size, a.keys * a.value_size))
     scores, out = rows * a.queries * a.keys, rows * a.queries * a.value_size
-    copies = (q, k) if a.batch > 1 and a.heads > 1 else ()  # a product wants its batches in one row
-    asked = [*((q, k, v) if item == 2 else ()), q]
-    if a.causal:
-        asked.append(a.queries * a.keys * 4)
-    first = len(asked)
-    asked += [k, *copies, scores * 4]
-    yield from asked
-    yield from (~n for n in range(first, first + 1 + len(copies)))
-    yield scores * 4
-    yield max(scores - out * item, 0)  # the output is counted from the beginning, but is not there yet
-    softmax = len(asked)
-    yield from (~(softmax + 1), ~(softmax - 1))
-    if item == 2:
-        yield from (scores * 2, out * 4)
+    apart = a.apart if a.batch > 1 and a.heads > 1 else ""  # a product wants its batches in one row, and copies them
+    half = item == 2
+    asked: list[int] = []
+
+    def ask(*sizes: int) -> tuple[int, ...]:
+        first = sum(size >= 0 for size in asked)
+        asked.extend(sizes)
+        return tuple(range(first, first + len(sizes)))
+
+    def give_back(*numbers: int) -> None:
+        asked.extend(~number for number in reversed(numbers))
+
+    ask(*((a.mask_size * item,) if a.mask == "bool" else ()))  # becomes numbers
+    ask(*((q, k, v) if half else ()), q, *((a.queries * a.keys * 4,) if a.causal else ()))
+    copies = ask(k, *((q,) if "q" in apart else ()), *((k,) if "k" in apart else ()))
+    first = ask(scores * 4)
+    give_back(*copies)
+    ask(scores * 4)
+    give_back(*ask(scores, rows * a.queries))
+    give_back(*first)
+    ask(*((scores * 2,) if half else ()))
+    copies = ask(*((v,) if "v" in apart else ()))
+    if half:
+        ask(out * 4)
+        give_back(*copies)
+    if a.heads > 1:
+        (made,) = ask(out * item)
+        give_back(*(number for number in range(made) if ~number not in asked))
+    return tuple(asked)
 
 
 def _up(size: int, multiple: int) -> int:

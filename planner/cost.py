@@ -353,9 +353,13 @@ class Meter:
 
 
 def scratch(kernel: Kernel, device: Device) -> int:
-    """Most bytes a kernel holds beyond inputs and outputs while it runs, as the allocator rounds them."""
+    """Most bytes a kernel holds beyond inputs and outputs while it runs, as the allocator rounds them.
+
+    Outputs are counted from the beginning, those that come late as well.
+    """
     asked: list[int] = []
-    held = most = 0
+    most = 0
+    held = -(awaited := rounded(late(kernel, device)))
     for size in temporaries(kernel, device):
         if size < 0:
             held -= asked[~size]
@@ -363,7 +367,12 @@ def scratch(kernel: Kernel, device: Device) -> int:
             asked.append(rounded(size))
             held += asked[-1]
             most = max(most, held)
-    return most
+    return max(most, held + awaited)
+
+
+def late(kernel: Kernel, device: Device) -> int:
+    """Bytes of a result that a kernel asks for only after its temporaries; 0 where it is there from the beginning."""
+    return attention.late(kernel, device) if isinstance(kernel, Attention) else 0
 
 
 def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:

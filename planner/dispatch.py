@@ -197,10 +197,16 @@ class Functions(TorchFunctionMode):
                 mask_size=0 if attn_mask is None else attn_mask.numel(),
                 mask_columns=0 if attn_mask is None else attn_mask.shape[-1],
                 mask_aligned=attn_mask is None or not any(n % 8 for n in attn_mask.stride()[:-1]), causal=is_causal,
+                apart="".join(name for name, t in zip("qkv", (query, key, value), strict=True) if _apart(t)),
                 switchable=_library(sys._getframe(1)) != "transformers",
             )
         )  # fmt: skip
         return out
+
+
+def _apart(tensor: torch.Tensor) -> bool:
+    """Whether rows come before heads in memory; what is one head or one row lies both ways."""
+    return 1 not in tensor.shape[-3:-1] and tensor.stride(-3) < tensor.stride(-2)
 
 
 def _library(frame: FrameType | None) -> str:

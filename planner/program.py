@@ -80,6 +80,8 @@ class Attention:
     mask_aligned: bool = True
     """All its strides but the last are multiples of eight."""
     causal: bool = False
+    apart: str = "qkv"
+    """Which of queries, keys and values lie row by row, so that a head of one image is not next to the one before."""
     backend: str = "auto"
     """auto, flash, efficient, cudnn, math, xformers or sliced."""
     switchable: bool = True
@@ -322,7 +324,8 @@ class Component:
     """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, decode_chunks, attention_slicing,
     attention_backend, processors, conv2d, repeated_blocks, layerwise_casting; rows_apart: no row of a batch knows of
     another; weight_norm: a hook before `forward` makes weights; lends_weights: a module uses weights of layers that it
-    does not call; lists_of_lists: its blocks are lists, which nobody calls; travels: its units are streamed."""
+    does not call; lists_of_lists: its blocks are lists, which nobody calls; depthwise: it has convolutions channel by
+    channel; travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1

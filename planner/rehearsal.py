@@ -11,7 +11,7 @@ from math import ceil
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
 from planner.blocks import Block
-from planner.cost import Cost, temporaries
+from planner.cost import Cost, late, temporaries
 from planner.device import Device
 from planner.program import (
     PLACED,
@@ -32,8 +32,9 @@ from planner.program import (
     calls,
 )
 
-ROUNDS = 2
-"""Replays after which another call of the same body, with no more held than before, is answered from the cache."""
+ROUNDS, PATIENT = 2, 8
+"""Replays after which another call of the same body, with no more held than before, is answered from the cache; the
+second where memory was short, since then the gaps that each call leaves decide whether a later one finds room."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
 TRIFLE = 2**20
@@ -72,15 +73,27 @@ def rehearse(
 
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
-    events = program.recordings[program.course].events
-    aside = 0 if expandable else _unlucky(tuple(_loads(events)))
-    if capacity is not None:
-        capacity -= aside
-    stage = _Stage(program, device, Allocator(capacity=capacity, expandable=expandable), cost or Cost(device))
+    prices = cost or Cost(device)
+    aside = 0 if expandable else _unlucky(tuple(_loads(program.events)))
+    room = None if capacity is None else capacity - aside
+
+    def replayed(rounds: int) -> Rehearsal:
+        allocator = Allocator(capacity=room, expandable=expandable)
+        return _replayed(_Stage(program, device, allocator, prices, rounds), aside)
+
+    seen = replayed(ROUNDS)
+    if not seen.retries or seen.failed:
+        return seen
+    patient = replayed(PATIENT)
+    return replace(patient, enough=max(seen.enough, patient.enough))
+
+
+def _replayed(stage: _Stage, aside: int) -> Rehearsal:
+    """The course, event by event, until its end or until memory runs out.  `aside`: bytes of capacity left alone."""
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
-        for event, called in calls(events):
+        for event, called in calls(stage.events):
             if called:
                 now = called
                 stage.allocator.reset_peaks()
@@ -135,19 +148,19 @@ class _Scene:
         """Weights come and go in it and take the gaps that other bodies leave, so each is replayed in full."""
         self.buffers: dict[int, Block | None] = {}
         self.weights: dict[str, list[list[Block | None]]] = {}
-        self.seen: dict[int, tuple[int, int]] = {}
-        """Recording to replays so far and the most that was held before one."""
+        self.seen: dict[int, tuple[int, int, int]] = {}
+        """Recording to replays since a request was last tried again, the most that was held before one, and retries."""
 
 
 class _Stage:
-    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost) -> None:
-        self.allocator = allocator
+    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost, rounds: int) -> None:
+        self.allocator, self.events = allocator, program.events
         self.course = _Scene()
-        self._program, self._device, self._cost = program, device, cost
+        self._program, self._device, self._cost, self.rounds = program, device, cost, rounds
         self._warm = False
         self._temporaries: dict[int, tuple[int, ...]] = {}
-        self._copies: list[Block | None] | None = None
-        """The input, copied for the convolution that is about to run."""
+        self._early: list[Block | None] | None = None
+        """What the kernel that is about to run asked for before the room of its result, and still holds."""
 
     def take(self, event: Event, scene: _Scene) -> None:
         """Replay one event.  The first four are nearly all there are; a `match` takes five times as long over them."""
@@ -177,10 +190,12 @@ class _Stage:
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         body = self._cost.body(self._program, recording, "none")
-        rounds, most = scene.seen.get(recording, (0, 0))
+        rounds, most, retries = scene.seen.get(recording, (0, 0, 0))
         held = self.allocator.allocated
-        known = rounds >= ROUNDS and held <= most and not scene.crowded
-        scene.seen[recording] = rounds + 1, max(most, held)
+        if retries != self.allocator.retries:
+            rounds = 0
+        known = rounds >= self.rounds and held <= most and not scene.crowded
+        scene.seen[recording] = rounds + 1, max(most, held), self.allocator.retries
         if known or (self._warm and body.most <= TRIFLE and not scene.crowded):
             if not known:
                 self.allocator.free(self.allocator.malloc(body.most))
@@ -191,15 +206,18 @@ class _Stage:
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc) and isinstance(following, Run):
-                self._copy(following.kernel)
+                self._begin(following.kernel)
             self.take(event, inside)
         for inner, buffer in kept:
             scene.buffers[buffer] = inside.buffers[inner]
 
-    def _copy(self, index: int) -> None:
-        """A convolution copies its input before it asks for the room of its result."""
-        if isinstance(self._program.kernels[index], Conv):
-            self._copies = [self.allocator.malloc(self._asked(index)[0])]
+    def _begin(self, index: int) -> None:
+        """A convolution copies its input before it asks for the room of its result, and some do all their work."""
+        kernel = self._program.kernels[index]
+        if isinstance(kernel, Conv):
+            self._early = [self.allocator.malloc(self._asked(index)[0])]
+        elif late(kernel, self._device):
+            self._early = self._worked(index)
 
     def _asked(self, index: int) -> tuple[int, ...]:
         """Temporaries of a kernel, as they were last asked for."""
@@ -212,25 +230,28 @@ class _Stage:
         if not self._warm and isinstance(kernel, Matmul):
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
-        sizes = self._asked(index)
-        held: list[Block | None]
         if isinstance(kernel, Conv):
-            if self._copies is None:  # its result is not new, or not the body's own
-                self._copy(index)
-            held = [*(self._copies or ()), self.allocator.malloc(sizes[1])]
+            if self._early is None:  # its result is not new, or not the body's own
+                self._begin(index)
+            sizes = self._asked(index)
+            held = [*(self._early or ()), self.allocator.malloc(sizes[1])]
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
-            self._release(held)
-            self._copies = None
-            return
-        held = []
-        for size in sizes:
+        else:
+            held = self._worked(index) if self._early is None else self._early
+        self._early = None
+        self._release(held)
+
+    def _worked(self, index: int) -> list[Block | None]:
+        """A kernel's requests are made and given back; those that its end gives back."""
+        held: list[Block | None] = []
+        for size in self._asked(index):
             if size < 0:
                 self.allocator.free(held[~size])
                 held[~size] = None
             else:
                 held.append(self.allocator.malloc(size))
-        self._release(held)
+        return held
 
     def _lean(self, index: int, conv: Conv) -> None:
         """Short of memory, torch takes the next engine that finds room, and keeps to it (Conv_v8.cpp, try_configs)."""

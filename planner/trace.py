@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.weight_norm import WeightNorm
 
-from planner.arguments import call_arguments, decodes_in_chunks
+from planner.arguments import EMBEDDED, call_arguments, decodes_in_chunks
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
@@ -121,6 +121,7 @@ class Tracer:
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
         with self._recorded(type(self._ghost.pipe).__name__):
+            recorder.allocated(tensors([arguments.get(name) for name in EMBEDDED]))
             out = self._ghost.pipe(**arguments)
             done = recorder.leave()
         del out
@@ -273,6 +274,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("lists_of_lists", any(map(_is_list_of_lists, module.children()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
+        ("depthwise", any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels for m in module.modules())),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from techniques.programs import device
 
-from planner.attention import chosen, requests, usable
+from planner.attention import chosen, late, requests, usable
 from planner.cost import scratch as most
 from planner.program import Attention
 
@@ -149,22 +149,53 @@ def test_sliced_holds_one_heads_scores_twice() -> None:
 
 
 def test_math_asks_in_torchs_order() -> None:
-    """The course seen on the virtual GPU: casts, scaled q and k, copies, scores, softmax, mask, halves, output."""
+    """The course seen on the virtual GPU: casts, scaled q and k, copies, scores, softmax, mask and its rows, halves,
+    a copy of v, the product, which is cast; only that stays until it is copied to where rows are whole.
+    """
     small = Attention("float16", 2, 8, 1000, 1000, 64, 64, backend="math")
     copy, scores, output = 4_096_000, 64_000_000, 2_048_000
-    casts = (copy,) * 4
-    course = (*casts, copy, copy, copy, scores, ~4, ~5, ~6, scores, scores // 4 - output, ~9, ~7, scores // 2, copy)
-    assert scratch(small, (8, 6)) == course
-    assert most(small, device((8, 6))) == pytest.approx(4 * copy + 9 * scores // 4 - output, abs=4096)
+    first = (copy,) * 7 + (scores, ~6, ~5, ~4, scores, scores // 4, 16_000, ~10, ~9, ~7)
+    then = (scores // 2, copy, copy, ~12, output, ~13, ~11, ~8, ~3, ~2, ~1, ~0)
+    assert scratch(small, (8, 6)) == first + then
+    assert late(small, device((8, 6))) == output
+    assert most(small, device((8, 6))) == pytest.approx(4 * copy + 9 * scores // 4 - output, abs=20_000)
+
+
+def test_math_copies_only_what_lies_row_by_row() -> None:
+    """Kandinsky's keys come out of a concatenation, head by head."""
+    single = Attention("float32", 2, 8, 1000, 1000, 64, 64, backend="math")
+    copy, scores = 4_096_000, 64_000_000
+    rest = (scores, scores // 4, 16_000)
+    assert scratch(single, (8, 6))[:7] == (copy, copy, copy, copy, scores, ~3, ~2)
+    assert scratch(replace(single, apart="q"), (8, 6))[:6] == (copy, copy, copy, scores, ~2, ~1)
+    assert scratch(replace(single, apart=""), (8, 6)) == (copy, copy, scores, ~1, *rest, ~5, ~4, ~2, copy, ~3, ~0)
+
+
+def test_cudnn_by_name_gets_copies() -> None:
+    """diffusers lays q, k and v head by head first; torch by itself does not, and what comes of it is copied back."""
+    named = replace(SD, backend="cudnn")
+    copy = 2 * 8 * 4096 * 40 * 2
+    assert scratch(named, (9, 0)) == (copy, copy, copy, copy, ~2, ~1, ~0)
+    assert (late(named, device((9, 0))), most(named, device((9, 0)))) == (copy, 3 * copy)
+    assert late(SD, device((9, 0))) == 0
+
+
+def test_maths_product_is_the_output_where_there_is_one_head() -> None:
+    single = replace(VAE, dtype="float32", backend="math")
+    copy, scores = 4096 * 512 * 4, 4096 * 4096 * 4
+    assert scratch(single, (8, 6)) == (copy, copy, scores, ~1, scores, scores // 4, 4096, ~5, ~4, ~2)
+    assert late(single, device((8, 6))) == copy
+    assert late(replace(single, backend="efficient"), device((8, 6))) == 0
 
 
 def test_math_holds_nine_bytes_a_score() -> None:
     """4 + 4 + 1 B beside fp32 copies of half inputs; the output, 2 or 4 B a number, is not there yet."""
     numbers, scores = 2 * 8 * 4096 * 40, 2 * 8 * 4096 * 4096
     half = most(replace(SD, backend="math"), device((8, 6)))
-    assert half == 4 * numbers * 4 + 9 * scores - numbers * 2
+    rows = 2 * 8 * 4096  # and a byte a row, whether all of it is -inf
+    assert half == 4 * numbers * 4 + 9 * scores + rows - numbers * 2
     single = most(replace(SD, backend="math", dtype="float32"), device((8, 6)))
-    assert single == numbers * 4 + 9 * scores - numbers * 4
+    assert single == numbers * 4 + 9 * scores + rows - numbers * 4
     causal = most(replace(SD, backend="math", causal=True), device((8, 6)))
     assert causal - half == 4096 * 4096 * 4
 

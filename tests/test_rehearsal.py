@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from reference import CUBLAS, MiB, body, course, programs, read
 from techniques.programs import device
 
+from planner import rehearsal as rehearsing
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
+from planner.program import Alloc, Attention, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
 from planner.rehearsal import _loads, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)
@@ -138,6 +139,17 @@ def test_other_scratch_cannot_do_with_less() -> None:
     assert not rehearse(program, device(), capacity=50 * MiB).failed
 
 
+def test_an_output_that_comes_late_finds_the_room_its_kernel_left() -> None:
+    """Math scales 16 MiB of q and of k, and holds scores and softmax of 128 MiB and a mask of 32 before its output."""
+    kernel = Attention("float32", 1, 8, 2048, 2048, 256, 256, backend="math")
+    attend = body(Alloc(0, 16 * MiB), Run(0), Free(0))
+    program = course(Call(0, "unet", ()), bodies=(attend,), kernels=(kernel,))
+    rehearsal = rehearse(program, device())
+    assert rehearsal.allocated == (16 + 2 * 128 + 32) * MiB + 8 * 2048
+    assert rehearsal.reserved == (2 * 16 + 2 * 128 + 32 + 2) * MiB
+    assert Cost(device()).phases(program)[-1].peak.total == rehearsal.allocated + CUBLAS
+
+
 def test_a_cast_exchanges_one_tensor_after_the_other() -> None:
     """The new tensor is there before the old one goes: beside three of 12 MiB never more than one old one."""
     program = course(Load("vae", (6 * MiB,) * 3), Empty(), Cast("vae", (12 * MiB,) * 3))
@@ -150,6 +162,24 @@ def test_repeated_calls_cost_no_more_than_their_first() -> None:
     once = course(Call(0, "unet", ()), bodies=(work,))
     often = course(*[Call(0, "unet", ())] * 1000, bodies=(work,))
     assert rehearse(once, device()) == rehearse(often, device())
+
+
+def test_where_memory_is_short_more_calls_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's blocks left other gaps at their third call than at their second, and its decode found no room."""
+    patience: list[int] = []
+    replayed = rehearsing._replayed
+
+    def counted(stage: rehearsing._Stage, aside: int) -> rehearsing.Rehearsal:
+        patience.append(stage.rounds)
+        return replayed(stage, aside)
+
+    monkeypatch.setattr(rehearsing, "_replayed", counted)
+    program = course(Alloc(0, 40 * MiB), Free(0), Alloc(1, 50 * MiB))
+    assert rehearse(program, device(), capacity=90 * MiB).retries == 0
+    assert rehearse(program, device(), capacity=60 * MiB).retries == 1
+    assert rehearse(program, device(), capacity=40 * MiB).failed
+    quick, patient = rehearsing.ROUNDS, rehearsing.PATIENT
+    assert patience == [quick, quick, patient, quick]
 
 
 def test_calls_under_more_load_are_replayed_again() -> None:

@@ -66,7 +66,7 @@ class AttentionBackend:
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
-        """Every switchable attention that the backend can serve gets it; the others keep torch's choice."""
+        """Every attention that it reaches and the backend can serve gets it; the others keep torch's choice."""
         backend = str(option.value)
         chosen = _indices(program, backend)
         kernels = tuple(
@@ -160,10 +160,11 @@ def _candidates(program: Program, backend: str) -> frozenset[int]:
 
 
 def _indices(program: Program, backend: str) -> frozenset[int]:
-    kernels = program.kernels
+    """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too."""
+    kernels, whole = program.kernels, backend in SWITCHED_OFF and not _dispatching(program)
     return frozenset(
         index
-        for index in _candidates(program, backend)
+        for index in ({index for _, index in _runs(program)} if whole else _candidates(program, backend))
         if isinstance(kernel := kernels[index], Attention) and fits(backend, kernel)
     )
 

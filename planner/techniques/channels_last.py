@@ -18,7 +18,7 @@ class ChannelsLast:
 
     role: str
     """`denoiser`, `autoencoder` or `controlnet`; each is a technique of its own, so that several go together."""
-    needs: str = "a component of that role with two-dimensional convolutions and no others"
+    needs: str = "a component of that role with only two-dimensional convolutions, which the card has kernels for"
 
     @property
     def name(self) -> str:
@@ -29,7 +29,8 @@ class ChannelsLast:
         return "autoencoder" if self.role == "autoencoder" else "denoiser"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
-        return tuple(self._option(component) for component in program.components if self._can(component))
+        able = (c for c in program.components if self._can(c) and not _lacks_kernels(c, device))
+        return tuple(map(self._option, able))
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return replace(variant, channels_last=variant.channels_last | {str(option.value)})
@@ -47,6 +48,15 @@ class ChannelsLast:
 
     def rewrite(self, program: Program, option: Option) -> Program:  # noqa: ARG002
         return program
+
+
+def _lacks_kernels(component: Component, device: Device) -> bool:
+    """Whether torch would ask cuDNN for what it has not: bfloat16 before 8.0, by channel, which else torch does itself.
+
+    Others it multiplies as matrices there, in whatever layout (ConvParams::use_cudnn_depthwise does not ask the card).
+    """
+    by_channel = component.dtype == "bfloat16" and "depthwise" in component.traits
+    return by_channel and device.compute_capability < (8, 0)
 
 
 def to_channels_last(module: Any) -> Undo:

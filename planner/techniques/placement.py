@@ -9,7 +9,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.groupable import moves
 from planner.offload import model_offload, resident, sequential_offload
-from planner.packed import is_packed, packs
+from planner.packed import is_packed, is_wrapped
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques import group
@@ -84,15 +84,20 @@ def _settle(pipe: Any, device: str) -> None:
     """Everything on the card, but for components whose weights travel already.
 
     In the order of the components, as the promise has it: `pipe.to` goes by a set, another order in each process, which
-    leaves other gaps.  It still has the last word, on what is quantized, unless hooks of ours are in its way.
+    leaves other gaps.  What bitsandbytes packs is left to the pipeline, unless it has components that must stay.
     """
     whole = modules(pipe)
-    hooked = any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values())
+    free = not any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values())
     for part in whole.values():
-        if not travels(part) and (hooked or not packs(part)):
+        if not travels(part) and not (free and _packs_apart(part)):
             part.to(device)
-    if not hooked:
+    if free:
         pipe.to(device)
+
+
+def _packs_apart(module: Any) -> bool:
+    """Whether weights have what they are packed in beside them, so that not every `to` takes it along."""
+    return any(is_packed(parameter) and not is_wrapped(parameter) for parameter in module.parameters())
 
 
 def _sequential_on_cpu(pipe: Any) -> None:

@@ -161,9 +161,19 @@ def test_rewrite_reaches_what_the_backend_serves() -> None:
     text, unet, vae = range(3)
     flash = backends(ATTENTION.rewrite(unets(), option("flash")))
     assert (flash[text], flash[unet], flash[vae]) == ("auto", "flash", "auto")
-    assert backends(ATTENTION.rewrite(unets(), option("math"))) == ["auto", "math", "math"]
+    assert backends(ATTENTION.rewrite(unets(), option("math"))) == ["math"] * 3
     assert backends(ATTENTION.rewrite(unets(), option("sliced"))) == ["auto", "sliced", "auto"]
     assert backends(ATTENTION.rewrite(transformers(), option("efficient"))) == ["efficient", "auto"]
+
+
+def test_torchs_own_switches_reach_every_component() -> None:
+    """As the attention of Kandinsky's decoder, which has no processors to choose, and of text encoders."""
+    plain = programs.vae(traits=frozenset({"autoencoder"}))
+    kernels = (programs.attention(mask="float", switchable=False),), (programs.attention(),), (programs.attention(),)
+    named = dict(zip(("text_encoder", "unet", "vae"), kernels, strict=True))
+    whole = programs.program(programs.text_encoder(), programs.unet(), plain, **named)
+    switched = ATTENTION.rewrite(whole, option("math")).kernels
+    assert [kernel.backend for kernel in switched if isinstance(kernel, Attention)] == ["math"] * 3
 
 
 @pytest.mark.parametrize(

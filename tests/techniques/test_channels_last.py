@@ -9,6 +9,7 @@ from planner.request import Request
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
 from planner.techniques.channels_last import ChannelsLast, to_channels_last
+from planner.trace import component_of
 
 from . import programs, tiny
 
@@ -60,3 +61,23 @@ def test_controlnets_have_a_role_of_their_own() -> None:
     whole = programs.program(programs.unet(), net)
     (option,) = ChannelsLast("controlnet").options(whole, programs.device(), REQUEST)
     assert option.value == "controlnet"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "offered"),
+    [("bfloat16", (7, 5), False), ("bfloat16", (8, 0), True), ("float16", (7, 5), True), ("float32", (7, 5), True)],
+)
+def test_not_offered_where_cudnn_has_no_kernels_by_channel(
+    dtype: str, capability: tuple[int, int], offered: bool
+) -> None:
+    """As Sana's autoencoder needs, which failed in bfloat16 on the virtual GPU with 7.0 and 7.5 and ran from 8.0 on."""
+    depthwise = programs.vae(dtype=dtype, traits=programs.VAE | {"depthwise"})
+    whole, card = programs.program(programs.unet(), depthwise), programs.device(capability)
+    assert bool(ChannelsLast("autoencoder").options(whole, card, REQUEST)) is offered
+    assert ChannelsLast("denoiser").options(whole, card, REQUEST)
+
+
+def test_depthwise_is_said_of_what_has_it() -> None:
+    whole, by_channel = torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 8, 3, groups=4)
+    assert "depthwise" in component_of("vae", torch.nn.Sequential(whole, by_channel), None).traits
+    assert "depthwise" not in component_of("vae", torch.nn.Sequential(whole), None).traits

@@ -148,7 +148,7 @@ def test_packed_components_are_moved_where_others_are_streamed(sd: Any, monkeypa
     moved: list[str] = []
     for name, part in modules(sd).items():
         monkeypatch.setattr(part, "to", lambda device, name=name: moved.append(name))
-    monkeypatch.setattr(placement, "packs", lambda part: part is sd.text_encoder)
+    monkeypatch.setattr(placement, "_packs_apart", lambda part: part is sd.text_encoder)
     monkeypatch.setattr(placement, "is_ours", lambda hook: hook is sd)
     sd.unet._hf_hook = sd
     monkeypatch.setattr(placement, "travels", lambda part: part is sd.unet)

@@ -107,6 +107,15 @@ def test_streams_and_comes_back(flux: Any, value: str) -> None:
     assert torch.equal(tiny.run(flux), plain)
 
 
+def test_it_settles_on_the_card_beside_what_travels(flux: Any) -> None:
+    units = len(units_of(flux.text_encoder_2))
+    QUANTIZATION.apply(flux, option("float8"))
+    streamed = Option(technique="streaming", component="text_encoder_2", value=f"1/{units}")
+    Streaming(device="cpu").apply(flux, streamed)
+    Placement(device="meta").apply(flux, Option(technique="placement", value="resident"))
+    assert {piece.tensor.device.type for p in flux.transformer.parameters() for piece in parts(p)} == {"meta"}
+
+
 def test_what_cannot_be_undone_is_said_before(sd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(sd)
     monkeypatch.setattr(host, "available_host_ram", lambda: 100)

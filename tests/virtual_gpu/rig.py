@@ -26,9 +26,10 @@ LIMIT = 300
 """Seconds a job may take."""
 LINKED = ("torch", "torchvision", "xformers")
 """Distributions whose undefined symbols the library answers."""
-UNASKED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "XFORMERS_ENABLE_TRITON": "1"}
+UNASKED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "XFORMERS_ENABLE_TRITON": "1", "TORCH_DISABLE_NATIVE_JIT": "1"}
 """Variables under which torch counts cards through NVML and xformers does not ask the card's capability when imported:
-a process can then fork.  Each operator of xformers still checks the capability it needs."""
+a process can then fork.  Each operator of xformers still checks the capability it needs.  The last leaves out kernels
+that Triton would generate for single operations, as products with one row (torch/_native); cuBLAS's stand in."""
 
 
 class Failed(RuntimeError):
