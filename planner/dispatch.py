@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from planner import metas
+from planner import fourbit, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain
@@ -149,6 +149,8 @@ class Functions(TorchFunctionMode):
             args[0] if args else kwargs["query"], FakeTensor
         ):
             return self._attend(*args, **kwargs)
+        if func is torch.nn.functional.linear and hasattr(args[1], "quant_state"):
+            return fourbit.linear(*args, **kwargs)
         if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
             return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
         if func is torch.Tensor.bincount and isinstance(args[0], FakeTensor):

@@ -18,6 +18,7 @@ from planner.plan import Plan
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.program import Variant
 from planner.programs import Programs
+from planner.techniques import packing
 from planner.techniques.base import Technique
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.quantization import Quantization, quantize_blocks
@@ -136,9 +137,19 @@ def _rounded(
         if not part.optional and technique.may_take(part.name):
             module = _module(part, folder, dtypes[part.name], given)
             if technique.takes(part.name, module):
-                quantize_blocks(module, str(option.value))
+                _round(module, str(option.value), plan)
             made[part.name] = module
     return made
+
+
+def _round(module: Any, value: str, plan: Plan) -> None:
+    """What of it needs a card takes no more of that than the call will."""
+    import torch
+
+    if value in packing.BITS:
+        packing.pack(module, value, plan.promise.allocated if torch.cuda.is_available() else 0)
+    else:
+        quantize_blocks(module, value)
 
 
 def _module(part: ComponentProfile, folder: Path, dtype: Any, given: Mapping[str, Any]) -> Any:

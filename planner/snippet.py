@@ -29,6 +29,8 @@ ARGUMENTS = {
 }
 """Fields of a request and the call arguments they become."""
 _LOADS = re.compile(r"pipe = \w+\.from_pretrained\(")
+_GIVES = re.compile(r"\(MODEL, (?P<argument>quantization_config=.*)\)")
+"""An option that is an argument of loading."""
 _ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
 """An option that is an argument of the call."""
 _OURS = "from planner."
@@ -84,6 +86,7 @@ def _loading(plan: Plan) -> Iterator[str]:
         yield f"{part.name} = {part.kind}.from_pretrained({literal(lender.hub_id)}, torch_dtype={dtype})"
     model = profile.hub_id if profile and profile.hub_id else plan.model
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
+    arguments += [found["argument"] for option in plan.options for call in option.calls if (found := _GIVES.search(call))]
     arguments += [f"{part.name}={part.name}" for _, part in lent]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
@@ -129,10 +132,10 @@ def _cap(plan: Plan) -> Iterator[str]:
 def _setting(option: Option) -> Iterator[str]:
     elsewhere = (_LOADS.match, _ADDS.fullmatch, _GENERATES.search)
     calls = [call for call in option.calls if not any(found(call) for found in elsewhere)]
-    if calls:
+    if any(not call.startswith(("from ", "import ")) for call in calls):
         ours = ", which diffusers lacks" if any(call.startswith(_OURS) for call in calls) else ""
         yield f"# {spoken(option)}{ours}"
-        yield from map(fold, calls)
+    yield from map(fold, calls)
 
 
 def _generating(plan: Plan) -> Iterator[str]:

@@ -116,7 +116,7 @@ class Tracer:
         self._replay.asked = {}
         self._replay.resting.clear()
         self._replay.forget_fingerprints()
-        components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
+        components = tuple(self._component(name, module) for name, module in self._ghost.modules())
         arguments = call_arguments(self._ghost.pipe, request, variant)
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
@@ -137,6 +137,10 @@ class Tracer:
             course=done.recording,
             family=self._family,
         )
+
+    def _component(self, name: str, module: torch.nn.Module) -> Component:
+        made = component_of(name, module, self._ghost.pipe)
+        return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
 
     def _rows(self, component: str) -> int:
         """Rows of the largest batch the component was just called with."""
