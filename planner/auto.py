@@ -61,8 +61,8 @@ def load(
 
     `model`: a folder in hub layout with safetensors weights, or a hub id whose files are on this machine; nothing is
     fetched and no code of theirs is run.  `variant`: `fp16` for files named so.  Other arguments as of `plan`.  Nothing
-    is on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read and not kept as
-    it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
+    is left on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read, and not
+    kept as it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
@@ -70,14 +70,17 @@ def load(
     study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:
         made = study.plan(card, host=room)
-        peak, worst = loading.host_peak(*loading.sizes(study.programs, made, techniques))
+        read, stays = loading.sizes(study.programs, made.options, techniques)
+        peak, worst = loading.host_peak(loading.totals(read), loading.totals(stays))
     finally:
         study.keep()
     loading.check_room(peak, worst, room)
     tell(f"loading {made.model}")
     pipe = loading.fetched(model, made, techniques=techniques, components=components, variant=variant)
     apply.configure(pipe, made, techniques=loading.kept_nothing(techniques))
-    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and nothing of the card."
+    packed = loading.card_peak(read, stays) if loading.packs(made) else 0
+    share = f"{format_bytes(packed)} of the card for a layer" if packed else "nothing of the card"
+    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and {share}."
     return pipe, replace(made, notes=(*made.notes, note))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import FrameType
 from typing import Any, Literal
@@ -151,12 +151,8 @@ class Functions(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is torch.nn.functional.linear and hasattr(args[1], "quant_state"):
             return fourbit.linear(*args, **kwargs)
-        if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
-            return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
-        if func is torch.Tensor.bincount and isinstance(args[0], FakeTensor):
-            return torch.tensor([args[0].numel()])  # a ghost's numbers count as zeros: a router sends all to one expert
-        if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
-            return _on_host(args[0])
+        if func in READ and isinstance(args[0], FakeTensor):
+            return READ[func](args[0])
         if func is torch.Tensor.to and on_host(args[0], self._recorder):
             return self._onto_card(*args, **kwargs)
         return func(*args, **kwargs)
@@ -301,3 +297,11 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     with torch.utils._python_dispatch._disable_current_modes():
         zero = torch.zeros((), dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype)
         return zero.expand(tensor.shape)
+
+
+READ: dict[Any, Callable[[torch.Tensor], Any]] = {
+    torch.Tensor.numpy: lambda ghost: numpy.zeros(tuple(ghost.shape), dtype=name_of(ghost.dtype)),
+    torch.Tensor.bincount: lambda ghost: torch.tensor([ghost.numel()]),  # all zeros: a router sends all to one expert
+    torch.Tensor.cpu: _on_host,
+}
+"""What leaves the ghost world, and what is read there."""

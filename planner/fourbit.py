@@ -1,8 +1,8 @@
 """Fourbit: bitsandbytes' 4-bit weights on a ghost, sized as the library packs them and run as its card kernels do.
 
 Each block of numbers shares a scale; with double quantization the scales are 8-bit numbers in blocks of 256 themselves
-(bitsandbytes 0.50, functional.py).  A few rows are multiplied by the packed weight; for more, the whole weight is unpacked
-first.  Between the two the choice is the card's (backends/cuda/ops.py, `gemm_4bit`), and unpacking is the bound.
+(bitsandbytes 0.50, functional.py).  A few rows are multiplied by the packed weight; for many, the whole weight is
+unpacked first.  In between the choice is the card's (backends/cuda/ops.py, `gemm_4bit`), and unpacking is the bound.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, compute: torch.dtype | None = None) -> torch.Tensor:
-    """torch's function of that name, for a packed weight."""
+    """The function of torch of that name, for a packed weight."""
     inner = x.to(compute or getattr(weight.quant_state, "compute", None) or x.dtype)
     return _product(inner, weight, None if bias is None else bias.to(inner.dtype)).to(x.dtype)
 

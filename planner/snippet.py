@@ -86,7 +86,8 @@ def _loading(plan: Plan) -> Iterator[str]:
         yield f"{part.name} = {part.kind}.from_pretrained({literal(lender.hub_id)}, torch_dtype={dtype})"
     model = profile.hub_id if profile and profile.hub_id else plan.model
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
-    arguments += [found["argument"] for option in plan.options for call in option.calls if (found := _GIVES.search(call))]
+    given = (_GIVES.search(call) for option in plan.options for call in option.calls)
+    arguments += [found["argument"] for found in given if found]
     arguments += [f"{part.name}={part.name}" for _, part in lent]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from planner import fourbit
 from planner.quantizable import kept_in_single, layers_of
 from planner.techniques.base import Undo
 from planner.techniques.live import default_device, in_reverse, is_ghost
@@ -36,6 +35,8 @@ def is_unread(module: Any) -> bool:
 
 def pack_ghosts(module: Any, value: str) -> Undo:  # noqa: ARG001  (all of 4 bits take the same)
     """Have a ghost bear what loading would give it; returns what takes it back."""
+    from planner import fourbit
+
     layers = [layer for _, layer in layers_of(module)]
     undo = in_reverse([_seated(layer) for layer in layers])
     for layer in layers:

@@ -42,8 +42,8 @@ class Quantization:
     name: str = "quantization"
     scope: Scope = "call"
     needs: str = (
-        "torchao (pip install torchao) or, before it is loaded, bitsandbytes, and a denoiser in bfloat16 or, for float8 "
-        "and bitsandbytes, float16, not quantized yet"
+        "torchao (pip install torchao) or, before it is loaded, bitsandbytes, and a denoiser that is not quantized yet, "
+        "in bfloat16 or, but for int8, float16"
     )
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
@@ -68,7 +68,8 @@ class Quantization:
                 f"quantization={value} is chosen while loading and this {program.pipeline} is loaded; use planner.load."
             )
         if importlib.util.find_spec(packing.LIBRARY) is None:
-            return f"quantization={value} needs {packing.LIBRARY}, which is not installed: pip install {packing.LIBRARY}."
+            library = packing.LIBRARY
+            return f"quantization={value} needs {library}, which is not installed: pip install {library}."
         return ""
 
     def variant(self, variant: Variant, option: Option) -> Variant:

@@ -36,7 +36,8 @@ def libraries() -> list[Path]:
 
 
 def main(out: str, *objects: str) -> None:
-    wanted = {name for library in libraries() for name in symbols(library, "-D", "--undefined-only") if CUDA.match(name)}
+    asked = (name for library in libraries() for name in symbols(library, "-D", "--undefined-only"))
+    wanted = {name for name in asked if CUDA.match(name)}
     have = {name for made in objects for name in symbols(Path(made), "--defined-only", "-g")}
     names = sorted(name for name in wanted - have if not REAL.match(name))
     Path(out).write_text("extern void vgpu_stub_called(const char*);\n" + "".join(map(STUB.format, names)))
