@@ -62,7 +62,8 @@ def load(
     `model`: a folder in hub layout with safetensors weights, or a hub id whose files are on this machine; nothing is
     fetched and no code of theirs is run.  `variant`: `fp16` for files named so.  Other arguments as of `plan`.  Nothing
     is left on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read, and not
-    kept as it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
+    kept as it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or
+    ApplyFailed.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from planner import fourbit, metas
+from planner import eightbit, fourbit, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain
@@ -35,6 +35,7 @@ PRODUCTS = {
     aten.addmm.default: 1,
     aten.baddbmm.default: 1,
     aten.addbmm.default: 1,
+    aten._int_mm.default: 0,
 }
 """Matrix products and the position of their first factor."""
 RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
@@ -149,8 +150,8 @@ class Functions(TorchFunctionMode):
             args[0] if args else kwargs["query"], FakeTensor
         ):
             return self._attend(*args, **kwargs)
-        if func is torch.nn.functional.linear and hasattr(args[1], "quant_state"):
-            return fourbit.linear(*args, **kwargs)
+        if func is torch.nn.functional.linear and (way := _packed_way(args[1])):
+            return way(*args, **kwargs)
         if func in READ and isinstance(args[0], FakeTensor):
             return READ[func](args[0])
         if func is torch.Tensor.to and on_host(args[0], self._recorder):
@@ -199,6 +200,13 @@ class Functions(TorchFunctionMode):
             )
         )  # fmt: skip
         return out
+
+
+def _packed_way(weight: Any) -> Callable[..., torch.Tensor] | None:
+    """How bitsandbytes multiplies by a weight; None where it is not its own."""
+    if hasattr(weight, "quant_state"):
+        return fourbit.linear
+    return eightbit.linear if hasattr(weight, "SCB") else None
 
 
 def _library(frame: FrameType | None) -> str:

@@ -97,9 +97,9 @@ def totals(components: Sequence[Component]) -> dict[str, int]:
 
 def card_peak(read: Sequence[Component], stays: Sequence[Component]) -> int:
     """Bytes of the card that packing takes at most, where there is one: it goes by layers."""
-    pairs = {part.name: part.weights for part in read}
-    packed = (part for part in stays if sum(part.weights) < sum(pairs[part.name]))
-    return packing.ON_THE_WAY * max((max(pairs[part.name]) for part in packed), default=0)
+    before = {part.name: part.weights for part in read}
+    packed = (part for part in stays if sum(part.weights) < sum(before[part.name]))
+    return packing.ON_THE_WAY * max((max(before[part.name]) for part in packed), default=0)
 
 
 def packs(plan: Plan) -> bool:

@@ -17,7 +17,7 @@ from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.groupable import stacks_of
 from planner.metas import tensors
-from planner.packed import packs
+from planner.packed import clings, packs
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay, anchored_buffers
@@ -272,6 +272,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_backend", _has_backend(module)),
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
+        ("clinging", clings(module)),
         ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),

@@ -36,6 +36,7 @@ ROOMS = (
         "packed",
         "quantizable",
         "fourbit",
+        "eightbit",
         "rounded",
         "blueprint",
         "streamable",
@@ -83,7 +84,7 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
-    *("fourbit", "rounded", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
+    *("fourbit", "eightbit", "rounded", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
     *("effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""

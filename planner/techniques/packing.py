@@ -10,7 +10,7 @@ from planner.techniques.base import Undo
 from planner.techniques.live import default_device, in_reverse, is_ghost
 
 LIBRARY = "bitsandbytes"
-BITS = {"nf4": 4, "fp4": 4}
+BITS = {"nf4": 4, "fp4": 4, "llm_int8": 8}
 """Ways that are chosen while loading, and the bits of a number."""
 USUAL = ("nf4",)
 """Those offered without being named: what another takes no more of, and rounds better."""
@@ -21,10 +21,10 @@ ON_THE_WAY = 2
 
 def call(pipeline: str, value: str, dtypes: Mapping[str, str]) -> str:
     """The plain diffusers code; `dtypes`: of each component to pack, that of the first computes."""
-    given = f'"load_in_4bit": True, "bnb_4bit_quant_type": "{value}", '
-    given += f'"bnb_4bit_compute_dtype": torch.{next(iter(dtypes.values()))}'
-    names = ", ".join(f'"{name}"' for name in dtypes)
-    config = f'quant_backend="bitsandbytes_4bit", quant_kwargs={{{given}}}, components_to_quantize=[{names}]'
+    four = f'"bnb_4bit_quant_type": "{value}", "bnb_4bit_compute_dtype": torch.{next(iter(dtypes.values()))}'
+    given = '"load_in_8bit": True' if BITS[value] == 8 else f'"load_in_4bit": True, {four}'
+    names, backend = ", ".join(f'"{name}"' for name in dtypes), f"bitsandbytes_{BITS[value]}bit"
+    config = f'quant_backend="{backend}", quant_kwargs={{{given}}}, components_to_quantize=[{names}]'
     return f"pipe = {pipeline}.from_pretrained(MODEL, quantization_config=PipelineQuantizationConfig({config}))"
 
 
@@ -33,14 +33,17 @@ def is_unread(module: Any) -> bool:
     return any(map(is_ghost, module.parameters()))
 
 
-def pack_ghosts(module: Any, value: str) -> Undo:  # noqa: ARG001  (all of 4 bits take the same)
+def pack_ghosts(module: Any, value: str) -> Undo:
     """Have a ghost bear what loading would give it; returns what takes it back."""
-    from planner import fourbit
+    from planner import eightbit, fourbit
 
     layers = [layer for _, layer in layers_of(module)]
     undo = in_reverse([_seated(layer) for layer in layers])
     for layer in layers:
-        fourbit.pack(layer, nested=False, compute=layer.weight.dtype)
+        if BITS[value] == 8:
+            eightbit.pack(layer)
+        else:
+            fourbit.pack(layer, nested=False, compute=layer.weight.dtype)
     return undo
 
 
@@ -77,7 +80,8 @@ def _quantizer(module: Any, value: str, compute: Any) -> Any:
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    given = {"load_in_4bit": True, "bnb_4bit_quant_type": value, "bnb_4bit_compute_dtype": compute}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": value, "bnb_4bit_compute_dtype": compute}
+    given = {"load_in_8bit": True} if BITS[value] == 8 else four
     if isinstance(module, diffusers.ModelMixin):
         return DiffusersAutoQuantizer.from_config(diffusers.BitsAndBytesConfig(**given), pre_quantized=False)
     return AutoHfQuantizer.from_config(transformers.BitsAndBytesConfig(**given), pre_quantized=False)

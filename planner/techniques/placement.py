@@ -43,7 +43,9 @@ class Placement:
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
         # accelerate loses what a weight is packed in, and what weight norm is made of arrives after it was wanted
         lost = any({"quantized", "weight_norm"} & component.traits for component in program.components)
-        without = {"sequential": lost, "model": not any(program.chain)}
+        # bitsandbytes' layers of 8 bits hold on to what they had on the card, and lose what they are moved to
+        clinging = any("clinging" in component.traits for component in program.components)
+        without = {"sequential": lost, "model": clinging or not any(program.chain)}
         able = tuple(value for value in CALLS if not without.get(value))
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
@@ -83,14 +85,29 @@ def _settle(pipe: Any, device: str) -> None:
     """Everything on the card, but for components whose weights travel already.
 
     In the order of the components, as the promise has it: `pipe.to` goes by a set, another order in each process, which
-    leaves other gaps.  What is quantized only the pipeline may move.
+    leaves other gaps.  What is quantized only the pipeline may move, and bitsandbytes' 8 bits not even that.
     """
     whole = modules(pipe)
     for part in whole.values():
+        for layer in _clinging(part):
+            _carry(layer, device)
         if not travels(part) and not packs(part):
             part.to(device)
     if not any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values()):
         pipe.to(device)
+
+
+def _clinging(part: Any) -> list[Any]:
+    return [layer for layer in part.modules() if hasattr(getattr(layer, "weight", None), "SCB")]
+
+
+def _carry(layer: Any, device: Any) -> None:
+    """Move a packed layer; one of 8 bits has its scales on the weight until it runs first, where no `Module.to` looks."""
+    weight = layer.weight
+    if getattr(weight, "CB", None) is not None:
+        weight.data, weight.SCB = weight.data.to(device), weight.SCB.to(device)
+        weight.CB = weight.data
+    layer.to(device)
 
 
 def _sequential_on_cpu(pipe: Any) -> None:
@@ -158,6 +175,6 @@ def remember_places(pipe: Any) -> Undo:
                 tensor.data = tensor.data.to(device)
         for layer, weight, device in layers:
             if weight.device != device:
-                layer.to(device)
+                _carry(layer, device)
 
     return undo

@@ -42,7 +42,7 @@ class Quantization:
     name: str = "quantization"
     scope: Scope = "call"
     needs: str = (
-        "torchao (pip install torchao) or, before it is loaded, bitsandbytes, and a denoiser that is not quantized yet, "
+        "torchao (pip install torchao) or, before it is loaded, bitsandbytes, and a denoiser that is not quantized yet "
         "in bfloat16 or, but for int8, float16"
     )
 

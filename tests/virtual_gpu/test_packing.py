@@ -22,10 +22,9 @@ pytest.importorskip("bitsandbytes")
 CARD = "a100-sxm4-80gb"
 SIZES = {"flux1-dev": (1024, 1024), "sd3-medium": (1024, 1024), "sdxl": (1024, 1024), "wan2.1-t2v-1.3b": (480, 832)}
 FRAMES = 17
-CASES = tuple(
-    (model, "nf4", place)
-    for model in ("flux1-dev", "sd3-medium", "sdxl", "wan2.1-t2v-1.3b")
-    for place in ("resident", "model")
+CASES = (
+    *((model, "nf4", place) for model in SIZES for place in ("resident", "model")),
+    *((model, "llm_int8", "resident") for model in ("flux1-dev", "sd3-medium", "sdxl")),
 )
 
 
@@ -40,19 +39,24 @@ def run(model: str, value: str, place: str, call: dict[str, Any]) -> dict[str, A
     from planner.techniques.quantization import Quantization
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    if value == "llm_int8":  # a quarter of the columns has large numbers
+        some = torch.Tensor.any
+        torch.Tensor.any = lambda self, *a, **k: (
+            some(self, *a, **k) if a or k else torch.tensor(True, device=self.device)
+        )  # type: ignore[method-assign]
+        torch.argwhere = lambda mask: torch.arange(mask.shape[0] // 4, device=mask.device)
     pipe, technique = pipelines.shipped(model), Quantization(for_good=True)
     for name, part in modules(pipe).items():
         if technique.takes(name, part):
             packing.pack(part, value, 2**40)
     torch.cuda.empty_cache()
-    packing_took = torch.cuda.max_memory_allocated()
-    assert not torch.cuda.memory_allocated()
+    packing_took, stays = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
     heard = peaks.Peaks(pipe)
     technique.apply(pipe, Option(technique="quantization", value=value))
     undo = Placement().apply(pipe, Option(technique="placement", value=place))
     with torch.no_grad():
         pipe(**arguments.of(pipe, call))
-    seen = {**heard.whole, "phases": heard.phases, "packing": packing_took}
+    seen = {**heard.whole, "phases": heard.phases, "packing": packing_took, "stays": stays}
     undo()
     torch.cuda.empty_cache()
     return seen | {"left": torch.cuda.memory_allocated()}
@@ -85,6 +89,8 @@ def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str
     if place == "resident":  # else a phase is promised until the next component is called, and measured until its end
         phase = "unet" if model == "sdxl" else "transformer"
         truth = seen["phases"][phase]["allocated"]
-        assert 0.999 * truth <= by_phase[phase] <= 1.005 * truth
+        most = 1.005 if value == "nf4" else 1.02  # large numbers are given the room of all columns
+        assert 0.999 * truth <= by_phase[phase] <= most * truth
     assert seen["packing"] <= card_peak(read, stays)
+    assert not seen["stays"]
     assert seen["left"] < 32_000_000  # cuBLAS keeps a workspace, an autoencoder of videos its last frames
