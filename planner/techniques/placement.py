@@ -102,7 +102,7 @@ def _clinging(part: Any) -> list[Any]:
 
 
 def _carry(layer: Any, device: Any) -> None:
-    """Move a packed layer; one of 8 bits has its scales on the weight until it runs first, where no `Module.to` looks."""
+    """Move a packed layer; until one of 8 bits runs first, its scales are on the weight, where no `Module.to` looks."""
     weight = layer.weight
     if getattr(weight, "CB", None) is not None:
         weight.data, weight.SCB = weight.data.to(device), weight.SCB.to(device)

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 import rig
+import torch
 from rig import Server
+from techniques import tiny
 
+import planner
 from planner import profiles
 from planner.cards import card
 from planner.loading import card_peak, sizes
 from planner.pricing import Pricer
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
+from planner.snippet import code
 from planner.techniques import DEFAULT
 
 pytest.importorskip("bitsandbytes")
@@ -94,3 +98,38 @@ def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str
     assert seen["packing"] <= card_peak(read, stays)
     assert not seen["stays"]
     assert seen["left"] < 32_000_000  # cuBLAS keeps a workspace, an autoencoder of videos its last frames
+
+
+def loaded(folder: str, snippet: str, wanted: dict[str, Any]) -> list[Any]:
+    """Sent to the virtual GPU: a pipeline loaded by the printed code and by the planner, and what the layers take."""
+    import torch
+    from inside import smallvalues
+
+    import planner
+    from planner.packed import parts
+
+    mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    space: dict[str, Any] = {}
+    with torch.no_grad():
+        exec(snippet.replace('"…"', '"a cat"'), space)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    pipe, plan = planner.load(folder, **wanted)
+    return [
+        [
+            (name, type(weight).__name__, weight.device.type, sorted(part.tensor.nbytes for part in parts(weight)))
+            for name, weight in each.unet.named_parameters()
+        ]
+        for each in (space["pipe"], pipe)
+    ] + [list(plan.notes)]
+
+
+def test_the_printed_code_loads_the_same(vgpu: Server, tmp_path: Path) -> None:
+    tiny.stable_diffusion(tmp_path / "letters").to(torch.bfloat16).save_pretrained(tmp_path / "pipeline")
+    wanted: dict[str, Any] = {"height": 64, "width": 64, "steps": 2, "fidelity": "lossy", "use": ["quantization=nf4"]}
+    plan = planner.plan(tmp_path / "pipeline", device=card("rtx-3070"), cache=tmp_path / "cache", **wanted)
+    sent = {"folder": str(tmp_path / "pipeline"), "snippet": code(plan), "wanted": wanted}
+    theirs, ours, notes = vgpu.script(loaded, sent, **rig.card("rtx-3070"))
+    assert theirs == ours
+    assert {"Params4bit"} < {kind for _, kind, *_ in ours}
+    assert {place for *_, place, _ in ours} == {"cuda"}
+    assert any("of the card for a layer" in note for note in notes)
