@@ -100,7 +100,8 @@ def plan(
 
     `model`: a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.  `device`: one of `probe()`
     or `card("rtx-3070")`; by default the first card of this machine.  `components`: optional ones to load, such as
-    `safety_checker`, or another profile that has what this one lacks, such as `sdxl-controlnet`.  `cache`: folder of
+    `safety_checker`, another profile that has what this one lacks, such as `sdxl-controlnet`, or a file that holds the
+    weights of one, such as `transformer=flux1-dev-Q4_K_S.gguf`.  `cache`: folder of
     recorded programs, by default the user's cache.  `tell` hears what takes seconds.  `wanted`: fields of `Request`.
     Raises BadRequest, TraceFailed or Infeasible.
     """

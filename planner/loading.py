@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner import tasks
+from planner import profiles, tasks
 from planner.errors import BadRequest
 from planner.hub import INDEX
 from planner.plan import Plan
@@ -39,7 +39,9 @@ def fetched(
     """
     import diffusers
 
-    profile = tasks.resolve(model).including(*components)
+    profile = tasks.resolve(model).including(*(name for name in components if not profiles.is_file(name)))
+    for name in filter(profiles.is_file, components):
+        profile = tasks.filed(profile, name)
     folder = folder_of(model, profile)
     dtypes = dtypes_of(profile, plan)
     given = {"local_files_only": True, "use_safetensors": True, "variant": variant or None}
@@ -48,6 +50,7 @@ def fetched(
         parts["requires_safety_checker"] = False
     kind: Any = getattr(diffusers, plan.pipeline, diffusers.DiffusionPipeline)
     try:
+        parts |= {part.name: _filed(part, folder, dtypes[part.name]) for part in profile.models if part.file}
         parts |= _rounded(profile, folder, plan, techniques, given)
         return kind.from_pretrained(str(folder), torch_dtype=dtypes | {"default": dtypes[""]}, **parts, **given)
     except (OSError, ValueError) as error:  # diffusers' errors of missing files are either
@@ -156,7 +159,7 @@ def _rounded(
     dtypes, made = dtypes_of(profile, plan), {}
     largest = sorted(profile.models, key=lambda part: -_bytes_on_disk(folder / part.name))
     for part in largest:
-        if not part.optional and technique.may_take(part.name):
+        if not part.optional and not part.file and technique.may_take(part.name):
             module = _module(part, folder, dtypes[part.name], given)
             if technique.takes(part.name, module):
                 _round(module, str(option.value), plan)
@@ -170,6 +173,17 @@ def _round(module: Any, value: str, plan: Plan) -> None:
         packing.pack(module, value, plan.promise.allocated if packs(plan) else 0)
     else:
         quantize_blocks(module, value)
+
+
+def _filed(part: ComponentProfile, folder: Path, dtype: Any) -> Any:
+    """A component from a GGUF file of its own, which diffusers reads tensor by tensor to the host."""
+    from planner.blueprint import find
+    from planner.filed import quantized
+
+    kind: Any = find(part.library, part.kind)
+    return kind.from_single_file(
+        part.file, config=str(folder / part.name), torch_dtype=dtype, local_files_only=True, **quantized(dtype)
+    ).eval()
 
 
 def _module(part: ComponentProfile, folder: Path, dtype: Any, given: Mapping[str, Any]) -> Any:

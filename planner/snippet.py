@@ -33,13 +33,15 @@ _GIVES = re.compile(r"\(MODEL, (?P<argument>quantization_config=.*)\)")
 """An option that is an argument of loading."""
 _ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
 """An option that is an argument of the call."""
+GGUF = "GGUFQuantizationConfig"
 _OURS = "from planner."
 _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
 
 
 def code(plan: Plan) -> str:
     """The statements that load, configure and call the pipeline as planned."""
-    names = sorted({plan.pipeline, *(part.kind for _, part in _lent(plan))})
+    filed = [part.kind for part, _ in _filed(plan)]
+    names = sorted({plan.pipeline, *(part.kind for _, part in _lent(plan)), *filed, *([GGUF] if filed else [])})
     loaders = [
         name for name in ("load_image", "load_video") if any(name in loads for loads in _pictures(plan).values())
     ]
@@ -65,10 +67,17 @@ def _lent(plan: Plan) -> Iterator[tuple[PipelineProfile, ComponentProfile]]:
         known |= {part.name for part in profile.models}
 
 
+def _filed(plan: Plan) -> Iterator[tuple[ComponentProfile, str]]:
+    """Models whose weights are in files of their own, and these."""
+    named = (name.split("=", 1) for name in plan.model.split(JOINED) if profiles.is_file(name))
+    known = {part.name: part for profile in _family(plan) for part in profile.models}
+    yield from ((known[name], file) for name, file in named if name in known)
+
+
 def _family(plan: Plan) -> list[PipelineProfile]:
     """The profiles whose components are joined in a plan, that of the whole pipeline first."""
     try:
-        found = [profiles.resolve(name) for name in plan.model.split(JOINED)]
+        found = [profiles.resolve(name) for name in plan.model.split(JOINED) if not profiles.is_file(name)]
     except BadRequest:  # a live pipeline, or a folder that has gone
         return []
     bases = [profiles.find(profile.base) for profile in found[:1] if profile.base]
@@ -84,11 +93,16 @@ def _loading(plan: Plan) -> Iterator[str]:
     for lender, part in lent:
         dtype = f"torch.{plan.request.dtype or part.dtype}"
         yield f"{part.name} = {part.kind}.from_pretrained({literal(lender.hub_id)}, torch_dtype={dtype})"
-    model = profile.hub_id if profile and profile.hub_id else plan.model
+    model = profile.hub_id if profile and profile.hub_id else plan.model.partition(JOINED)[0]
+    for part, file in _filed(plan):
+        dtype = f"torch.{plan.request.dtype or part.dtype}"
+        given = (literal(file), f"config={literal(model)}", f"subfolder={literal(part.name)}", f"torch_dtype={dtype}")
+        way = f"quantization_config={GGUF}(compute_dtype={dtype})"
+        yield f"{part.name} = {part.kind}.from_single_file({', '.join((*given, way))})"
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
-    given = (_GIVES.search(call) for option in plan.options for call in option.calls)
-    arguments += [found["argument"] for found in given if found]
-    arguments += [f"{part.name}={part.name}" for _, part in lent]
+    found = (_GIVES.search(call) for option in plan.options for call in option.calls)
+    arguments += [each["argument"] for each in found if each]
+    arguments += [f"{part.name}={part.name}" for part in (*(part for part, _ in _filed(plan)), *(p for _, p in lent))]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
     for part in profile.loaded if profile else ():

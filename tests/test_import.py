@@ -25,6 +25,7 @@ ROOMS = (
         "request",
         "host",
         "hub",
+        "ggml",
         "profiles",
         "tasks",
     ),
@@ -38,6 +39,7 @@ ROOMS = (
         "fourbit",
         "eightbit",
         "rounded",
+        "filed",
         "blueprint",
         "streamable",
         "groupable",
@@ -84,7 +86,7 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
-    *("fourbit", "eightbit", "rounded", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
+    *("fourbit", "eightbit", "rounded", "filed", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
     *("effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""
