@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from planner.ggml import Stored
 from planner.hub import write_json
 from planner.profiles import ComponentProfile
 
+REFUSALS = (AttributeError, KeyError, ValueError, RuntimeError, OSError)
+"""What diffusers raises for foreign weights, beside an error of its own."""
 PLAIN = {0: torch.float32, 1: torch.float16}
 """ggml's numbers for what diffusers takes as it is."""
 
 
 def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn.Module:
-    """The component as loading would make it.  Raises BadRequest for a file that is not its own or cannot be unpacked."""
+    """The component as loading would make it.  Raises BadRequest for a file that is not its own, or without gguf."""
     if importlib.util.find_spec("gguf") is None:
         raise BadRequest(f"{part.file} holds {len(part.tensors)} tensors in GGUF, which needs gguf: pip install gguf.")
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     checkpoint = {stored.name: _empty(stored) for stored in part.tensors}
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -29,18 +34,18 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
             module: torch.nn.Module = kind.from_single_file(
                 checkpoint, config=folder, torch_dtype=dtype, device="meta", **quantized(dtype)
             )
-    except (
-        AttributeError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:  # what diffusers raises for foreign weights
-        raise BadRequest(
-            f"{part.file} does not hold the weights of this {part.kind} ({' '.join(str(error).split())[:120]}): "
-            "give the file of the same model."
-        ) from error
+    except (SingleFileComponentError, *REFUSALS) as error:
+        raise _foreign(part, " ".join(str(error).split())[:120]) from error
+    wanted = sum(prod(getattr(weight, "quant_shape", weight.shape)) for weight in module.parameters())
+    if (there := sum(prod(stored.shape) for stored in part.tensors)) < wanted:
+        raise _foreign(part, f"{there:,} of {wanted:,} numbers")
     return module
+
+
+def _foreign(part: ComponentProfile, why: str) -> BadRequest:
+    return BadRequest(
+        f"{part.file} does not hold the weights of this {part.kind} ({why}): give that of the same model."
+    )
 
 
 def quantized(dtype: torch.dtype) -> dict[str, Any]:

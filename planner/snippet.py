@@ -96,9 +96,9 @@ def _loading(plan: Plan) -> Iterator[str]:
     model = profile.hub_id if profile and profile.hub_id else plan.model.partition(JOINED)[0]
     for part, file in _filed(plan):
         dtype = f"torch.{plan.request.dtype or part.dtype}"
-        given = (literal(file), f"config={literal(model)}", f"subfolder={literal(part.name)}", f"torch_dtype={dtype}")
+        where = (literal(file), f"config={literal(model)}", f"subfolder={literal(part.name)}", f"torch_dtype={dtype}")
         way = f"quantization_config={GGUF}(compute_dtype={dtype})"
-        yield f"{part.name} = {part.kind}.from_single_file({', '.join((*given, way))})"
+        yield f"{part.name} = {part.kind}.from_single_file({', '.join((*where, way))})"
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
     found = (_GIVES.search(call) for option in plan.options for call in option.calls)
     arguments += [each["argument"] for each in found if each]

@@ -19,7 +19,7 @@ from planner.program import Component, Event, Kernel, Program, Recording, Settin
 FORMAT = 20
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
-OPTIONAL = ("torchao",)
+OPTIONAL = ("torchao", "gguf")
 """What quantizes, where it is installed."""
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)

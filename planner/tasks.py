@@ -92,7 +92,7 @@ def resolve(model: str | Path) -> PipelineProfile:
 
 
 def filed(profile: PipelineProfile, component: str) -> PipelineProfile:
-    """The profile with a component from a file of its own, and a name that says so.  Raises UnknownModel, BadRequest."""
+    """The profile with a component from a file of its own, named after it.  Raises UnknownModel or BadRequest."""
     return replace(profiles.with_file(profile, component), name=f"{profile.name}{JOINED}{component}")
 
 

@@ -1,4 +1,4 @@
-"""A transformer from a GGUF file at full size: foreseen from the file's header, and as diffusers' own layers unpack it."""
+"""A transformer from a GGUF file at full size: foreseen from its header, and as diffusers' own layers unpack it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = "a100-sxm4-80gb"
 
 
 def run(file: str, place: str, call: dict[str, Any]) -> dict[str, Any]:
-    """Sent to the virtual GPU: two steps of FLUX.1-dev, its transformer made of the tensors the file names, unwritten."""
+    """Sent to the virtual GPU: two steps of FLUX.1-dev, its transformer made of the file's tensors, unwritten."""
     import tempfile
     from pathlib import Path
 
@@ -69,13 +69,6 @@ def test_memory_is_as_foreseen(vgpu: Server, tmp_path: Path, kind: str, place: s
     call = {"height": 1024, "width": 1024, "num_inference_steps": 2}
     seen = vgpu.script(run, {"file": str(file), "place": place, "call": call}, **rig.card(CARD))
     by_phase = {name: allocated for name, allocated, _ in foreseen.phases}
-    print(
-        kind,
-        place,
-        foreseen.allocated / seen["allocated"],
-        by_phase["transformer"] / seen["phases"]["transformer"]["allocated"],
-        seen,
-    )
     assert 0.999 * seen["allocated"] <= foreseen.allocated <= 1.005 * seen["allocated"]
     truth = seen["phases"]["transformer"]["allocated"]
     assert 0.999 * truth <= by_phase["transformer"] <= 1.005 * truth
