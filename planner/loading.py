@@ -50,8 +50,8 @@ def fetched(
         parts["requires_safety_checker"] = False
     kind: Any = getattr(diffusers, plan.pipeline, diffusers.DiffusionPipeline)
     try:
-        parts |= {part.name: _filed(part, folder, dtypes[part.name]) for part in profile.models if part.file}
         parts |= _rounded(profile, folder, plan, techniques, given)
+        parts |= {part.name: _filed(part, folder, dtypes[part.name]) for part in profile.models if part.file}
         return kind.from_pretrained(str(folder), torch_dtype=dtypes | {"default": dtypes[""]}, **parts, **given)
     except (OSError, ValueError) as error:  # diffusers' errors of missing files are either
         files = f"{variant} safetensors" if variant else "safetensors"

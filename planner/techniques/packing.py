@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.packed import packs
 from planner.quantizable import kept_in_single, layers_of
 from planner.techniques.base import Undo
 from planner.techniques.live import default_device, in_reverse, is_ghost
@@ -13,7 +14,7 @@ LIBRARY = "bitsandbytes"
 BITS = {"nf4": 4, "fp4": 4, "llm_int8": 8}
 """Ways that are chosen while loading, and the bits of a number."""
 USUAL = ("nf4",)
-"""Those offered without being named: what another takes no more of, and rounds better."""
+"""Those offered without being named: fp4 takes as much and rounds worse, LLM.int8 takes more than torchao's int8."""
 IMPORT = "from diffusers import PipelineQuantizationConfig"
 ON_THE_WAY = 2
 """A layer on the card to be packed takes its bytes, what comes of them, and less than half as much between."""
@@ -33,11 +34,16 @@ def is_unread(module: Any) -> bool:
     return any(map(is_ghost, module.parameters()))
 
 
+def is_plain(module: Any) -> bool:
+    """Whether a component has layers to pack and none that is packed."""
+    return not packs(module) and any(True for _ in layers_of(module))
+
+
 def pack_ghosts(module: Any, value: str) -> Undo:
     """Have a ghost bear what loading would give it; returns what takes it back."""
     from planner import eightbit, fourbit
 
-    layers = [layer for _, layer in layers_of(module)]
+    layers = [layer for _, layer in layers_of(module)] if is_plain(module) else []
     undo = in_reverse([_seated(layer) for layer in layers])
     for layer in layers:
         if BITS[value] == 8:
@@ -50,10 +56,12 @@ def pack_ghosts(module: Any, value: str) -> Undo:
 def pack(module: Any, value: str, room: int = 0) -> None:
     """Pack a component that was just read, layer by layer, as its library does while loading; it stays on the host.
 
-    A layer that finds `room` bytes of the card large enough is packed there, which takes a hundredth of the time.
+    A layer for which `room` bytes of the card are enough is packed there, where that is quick.
     """
     import torch
 
+    if not is_plain(module):
+        return
     before = {path: layer for path, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)}
     quantizer = _quantizer(module, value, next(layers_of(module))[1].weight.dtype)
     quantizer.preprocess_model(model=module, device_map={"": "cpu"}, keep_in_fp32_modules=kept_in_single(module))

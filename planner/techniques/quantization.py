@@ -109,7 +109,7 @@ class Quantization:
         """Of a ghost, what loading will have done; of a pipeline, whether it has."""
         if all(packing.is_unread(part) for part in chosen.values()):
             return in_reverse([packing.pack_ghosts(part, value) for part in chosen.values()])
-        if plain := [name for name, part in chosen.items() if not packed.packs(part)]:
+        if plain := [name for name, part in chosen.items() if packing.is_plain(part)]:
             raise ApplyFailed(
                 f"The plan packs {', '.join(plain)} to {value} while loading and this {type(pipe).__name__} was loaded "
                 "otherwise; load it by planner.load, or as the plan's code does."

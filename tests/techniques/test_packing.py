@@ -19,6 +19,7 @@ from planner.snapshot import snapshot
 from planner.streamable import held
 from planner.techniques import packing
 from planner.techniques.base import Option
+from planner.techniques.placement import Placement
 from planner.techniques.quantization import Quantization
 
 from . import programs, tiny
@@ -140,6 +141,22 @@ def test_why_not(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ApplyFailed, match=r"packs text_encoder, .*, transformer to nf4 .* this FluxPipeline was loaded otherwise"
     ):
         QUANTIZATION.apply(flux, option("nf4"))
+
+
+def test_what_is_packed_is_left_alone(flux: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    packing.pack(flux.transformer, "nf4")
+    before = list(map(id, flux.transformer.parameters()))
+    packing.pack(flux.transformer, "fp4")
+    packing.pack(torch.nn.Linear(4, 4), "nf4")  # of neither library
+    assert before == list(map(id, flux.transformer.parameters()))
+
+
+def test_where_packed_weights_can_be() -> None:
+    for clinging, places in ((frozenset({"clinging"}), ["resident"]), (frozenset[str](), ["resident", "model"])):
+        part = programs.transformer(traits=frozenset({"denoiser", "quantized"}) | clinging)
+        offered = Placement().options(programs.program(part, programs.vae()), programs.device(), NAMED)
+        assert [each.value for each in offered] == places
 
 
 def test_on_a_pipeline_that_was_loaded_so(flux: Any) -> None:
