@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planner import host
 from planner.errors import ApplyFailed, BadRequest, PlannerError
 from planner.holding import hold
+from planner.packed import clings
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.live import beside, in_reverse, modules, on_card, undone_on_error
@@ -113,7 +114,8 @@ def _cleared(pipe: Any, plan: Plan) -> Undo:
     import torch
 
     here = on_card(pipe)
-    if not here or all(option.neutral for option in plan.options):
+    held = any(map(clings, modules(pipe).values()))
+    if not here or held or all(option.neutral for option in plan.options):
         return lambda: None
     if here > (free := host.available_host_ram()):
         raise ApplyFailed(

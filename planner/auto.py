@@ -61,8 +61,9 @@ def load(
 
     `model`: a folder in hub layout with safetensors weights, or a hub id whose files are on this machine; nothing is
     fetched and no code of theirs is run.  `variant`: `fp16` for files named so.  Other arguments as of `plan`.  Nothing
-    is on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read and not kept as
-    it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or ApplyFailed.
+    is left on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read, and not
+    kept as it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or
+    ApplyFailed.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
@@ -70,14 +71,17 @@ def load(
     study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
     try:
         made = study.plan(card, host=room)
-        peak, worst = loading.host_peak(*loading.sizes(study.programs, made, techniques))
+        read, stays = loading.sizes(study.programs, made.options, techniques)
+        peak, worst = loading.host_peak(loading.totals(read), loading.totals(stays))
     finally:
         study.keep()
     loading.check_room(peak, worst, room)
     tell(f"loading {made.model}")
     pipe = loading.fetched(model, made, techniques=techniques, components=components, variant=variant)
     apply.configure(pipe, made, techniques=loading.kept_nothing(techniques))
-    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and nothing of the card."
+    packed = loading.card_peak(read, stays) if loading.packs(made) else 0
+    share = f"{format_bytes(packed)} of the card for a layer" if packed else "nothing of the card"
+    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and {share}."
     return pipe, replace(made, notes=(*made.notes, note))
 
 
@@ -96,7 +100,8 @@ def plan(
 
     `model`: a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.  `device`: one of `probe()`
     or `card("rtx-3070")`; by default the first card of this machine.  `components`: optional ones to load, such as
-    `safety_checker`, or another profile that has what this one lacks, such as `sdxl-controlnet`.  `cache`: folder of
+    `safety_checker`, another profile that has what this one lacks, such as `sdxl-controlnet`, or a file that holds the
+    weights of one, such as `transformer=flux1-dev-Q4_K_S.gguf`.  `cache`: folder of
     recorded programs, by default the user's cache.  `tell` hears what takes seconds.  `wanted`: fields of `Request`.
     Raises BadRequest, TraceFailed or Infeasible.
     """

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch.overrides import TorchFunctionMode
 
-from planner import fourbit, rounded
+from planner import filed, fourbit, rounded
 from planner.errors import BadRequest, PlannerError, TraceFailed
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.standin import SeeingStandIn, TokenizerStandIn
@@ -91,6 +91,8 @@ def _part(part: ComponentProfile, dtype: str | None) -> Any:
 
 def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn.Module:
     """One component on the meta device, its tensors in the dtypes that loading would give them."""
+    if part.file:
+        return filed.module_of(kind, part, dtype).eval().requires_grad_(False)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

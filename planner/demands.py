@@ -52,6 +52,8 @@ def chosen(
     options = technique.options(program, device, request)
     if met := tuple(option for option in options if demand.meets(option)):
         return met
+    if (refusal := getattr(technique, "refusal", None)) and (said := refusal(demand.value, program)):
+        raise BadRequest(said)
     if options:
         raise BadRequest(f"{demand} is not on offer; choose {', '.join(str(option.value) for option in options)}.")
     if freer := technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY)):

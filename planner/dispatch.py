@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from types import FrameType
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from planner import metas
+from planner import eightbit, fourbit, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain
@@ -35,6 +35,7 @@ PRODUCTS = {
     aten.addmm.default: 1,
     aten.baddbmm.default: 1,
     aten.addbmm.default: 1,
+    aten._int_mm.default: 0,
 }
 """Matrix products and the position of their first factor."""
 RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
@@ -149,12 +150,10 @@ class Functions(TorchFunctionMode):
             args[0] if args else kwargs["query"], FakeTensor
         ):
             return self._attend(*args, **kwargs)
-        if func is torch.Tensor.numpy and isinstance(args[0], FakeTensor):
-            return numpy.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
-        if func is torch.Tensor.bincount and isinstance(args[0], FakeTensor):
-            return torch.tensor([args[0].numel()])  # a ghost's numbers count as zeros: a router sends all to one expert
-        if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
-            return _on_host(args[0])
+        if func is torch.nn.functional.linear and (way := _packed_way(args[1])):
+            return way(*args, **kwargs)
+        if func in READ and isinstance(args[0], FakeTensor):
+            return READ[func](args[0])
         if func is torch.Tensor.to and on_host(args[0], self._recorder):
             return self._onto_card(*args, **kwargs)
         return func(*args, **kwargs)
@@ -207,6 +206,13 @@ class Functions(TorchFunctionMode):
 def _apart(tensor: torch.Tensor) -> bool:
     """Whether rows come before heads in memory; what is one head or one row lies both ways."""
     return 1 not in tensor.shape[-3:-1] and tensor.stride(-3) < tensor.stride(-2)
+
+
+def _packed_way(weight: Any) -> Callable[..., torch.Tensor] | None:
+    """How bitsandbytes multiplies by a weight; None where it is not its own."""
+    if hasattr(weight, "quant_state"):
+        return fourbit.linear
+    return eightbit.linear if hasattr(weight, "SCB") else None
 
 
 def _library(frame: FrameType | None) -> str:
@@ -305,3 +311,11 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     with torch.utils._python_dispatch._disable_current_modes():
         zero = torch.zeros((), dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype)
         return zero.expand(tensor.shape)
+
+
+READ: dict[Any, Callable[[torch.Tensor], Any]] = {
+    torch.Tensor.numpy: lambda ghost: numpy.zeros(tuple(ghost.shape), dtype=name_of(ghost.dtype)),
+    torch.Tensor.bincount: lambda ghost: torch.tensor([ghost.numel()]),  # all zeros: a router sends all to one expert
+    torch.Tensor.cpu: _on_host,
+}
+"""What leaves the ghost world, and what is read there."""

@@ -1,8 +1,8 @@
 """Fourbit: bitsandbytes' 4-bit weights on a ghost, sized as the library packs them and run as its card kernels do.
 
 Each block of numbers shares a scale; with double quantization the scales are 8-bit numbers in blocks of 256 themselves
-(bitsandbytes 0.50, functional.py).  Products of more than a few rows unpack the whole weight first; those that do not
-take less, so that unpacking is the bound.
+(bitsandbytes 0.50, functional.py).  A few rows are multiplied by the packed weight; for many, the whole weight is
+unpacked first.  In between the choice is the card's (backends/cuda/ops.py, `gemm_4bit`), and unpacking is the bound.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ TABLE, NESTED_TABLE = 16, 256
 """Entries of the tables of 4-bit and 8-bit numbers."""
 BLOCK, NESTED_BLOCK = 64, 256
 """Numbers that share a scale, which neither diffusers nor transformers changes; scales that do."""
+FEW = 4
+"""Rows up to which no card unpacks the weight, where its rows are whole blocks (`_GEMM_4BIT_CUSTOM_FLOOR_M`)."""
 
 
 @dataclass(slots=True)
@@ -37,41 +39,59 @@ class State:
     state2: Scales | None
     shape: torch.Size
     dtype: torch.dtype
+    compute: torch.dtype
+    """What its layer keeps, there: the dtype of the product."""
 
 
 def pack(layer: Any, *, nested: bool, compute: torch.dtype) -> None:
-    """Give a linear layer on the meta device the weight that loading would."""
-    numbers, dtype = layer.weight.numel(), layer.weight.dtype
-    blocks = -(-numbers // BLOCK)
+    """Give a linear layer without bytes, on the meta device or of a ghost, the weight that loading would."""
+    old: torch.Tensor = layer.weight
+    blocks = -(-old.numel() // BLOCK)
+
+    def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return old.new_empty(size, dtype=dtype)
+
     state = State(
-        code=_empty(TABLE), absmax=_empty(blocks, torch.uint8 if nested else torch.float32),
-        offset=_empty() if nested else None,
-        state2=Scales(_empty(-(-blocks // NESTED_BLOCK)), _empty(NESTED_TABLE)) if nested else None,
-        shape=layer.weight.shape, dtype=dtype,
+        code=empty(TABLE), absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
+        offset=empty() if nested else None,
+        state2=Scales(empty(-(-blocks // NESTED_BLOCK)), empty(NESTED_TABLE)) if nested else None,
+        shape=old.shape, dtype=old.dtype, compute=compute,
     )  # fmt: skip
-    weight = torch.empty(((numbers + 1) // 2, 1), dtype=torch.uint8, device="meta")
+    weight = empty((old.numel() + 1) // 2, 1, dtype=torch.uint8)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    layer.weight.quant_state, layer.compute_dtype = state, compute
+    layer.weight.quant_state = state
 
 
 def run_unpacked(layer: Any) -> None:
-    """Have a ghost's layer run as the card would: unpack, multiply."""
+    """Have a ghost's layer of the library run as the card would."""
     layer.forward = partial(_forward, layer)
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    state, inner = layer.weight.quant_state, x.to(getattr(layer, "compute_dtype", None) or x.dtype)
-    absmax = state.absmax
-    if state.state2 is not None:
-        absmax = absmax.to(torch.float32)
-        absmax += state.offset
-    weight = layer.weight.new_zeros(tuple(state.shape), dtype=state.dtype).to(inner.dtype)
-    del absmax  # it was there while the weight was unpacked
-    bias = None if layer.bias is None else layer.bias.to(inner.dtype)
-    return torch.nn.functional.linear(inner, weight, bias).to(x.dtype)
+    return linear(x, layer.weight, layer.bias, getattr(layer, "compute_dtype", None))
 
 
-def _empty(*size: Any) -> torch.Tensor:
-    sizes = [n for n in size if isinstance(n, int)]
-    dtype = next((n for n in size if isinstance(n, torch.dtype)), torch.float32)
-    return torch.empty(sizes, dtype=dtype, device="meta")
+def linear(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, compute: torch.dtype | None = None) -> torch.Tensor:
+    """The function of torch of that name, for a packed weight."""
+    inner = x.to(compute or getattr(weight.quant_state, "compute", None) or x.dtype)
+    return _product(inner, weight, None if bias is None else bias.to(inner.dtype)).to(x.dtype)
+
+
+def _product(x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    rows, columns = tuple(weight.quant_state.shape)
+    if x.numel() <= FEW * columns and not columns % BLOCK:
+        out: torch.Tensor = weight.new_zeros((*x.shape[:-1], rows), dtype=x.dtype)  # reads the packed weight
+        return out
+    held = _scales(weight.quant_state)
+    unpacked = weight.new_zeros((rows, columns), dtype=x.dtype)
+    out = torch.nn.functional.linear(x, unpacked, bias)
+    del held  # until here
+    return out
+
+
+def _scales(state: Any) -> tuple[torch.Tensor, ...]:
+    """The scales as numbers, where they are quantized: first without their mean, then with it."""
+    if state.state2 is None:
+        return ()
+    plain = state.absmax.to(torch.float32)
+    return plain, plain + state.offset

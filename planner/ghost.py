@@ -28,6 +28,8 @@ class Ghost:
     mode: FakeTensorMode
     hooked: tuple[str, ...] = ()
     """Components that carried hooks of someone else; the ghost runs without them."""
+    unread: bool = False
+    """Whether the weights are still to be read: no pipeline is there yet."""
 
     def modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
         """Name and module of each component that is one."""
@@ -38,7 +40,7 @@ class Ghost:
 
 def haunted(pipe: Any) -> Ghost:
     """The ghost that a pipeline on the meta device becomes, in place."""
-    ghost = Ghost(pipe=pipe, mode=FakeTensorMode(allow_non_fake_inputs=True))
+    ghost = Ghost(pipe=pipe, mode=FakeTensorMode(allow_non_fake_inputs=True), unread=True)
     for _, module in ghost.modules():
         haunt(module, ghost.mode)
     return ghost

@@ -1,7 +1,8 @@
 """Loading: a pipeline's weights from a folder to the host, rounded one component after another where a plan says so.
 
-The card takes no part: nothing of a loading call is on it before the plan is applied, which only adds what the promise
-counts from its first phase on.  Weights are read from safetensors files alone, and code in a folder is never run.
+Nothing is left on the card before the plan is applied, which only adds what the promise counts from its first phase on.
+On the way there only bitsandbytes takes of it, for one layer at a time.  Weights are read from safetensors files alone,
+and code in a folder is never run.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner import tasks
+from planner import profiles, tasks
 from planner.errors import BadRequest
 from planner.hub import INDEX
 from planner.plan import Plan
 from planner.profiles import ComponentProfile, PipelineProfile
-from planner.program import Variant
+from planner.program import Component, Variant
 from planner.programs import Programs
-from planner.techniques.base import Technique
+from planner.techniques import packing
+from planner.techniques.base import Option, Technique
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.quantization import Quantization, quantize_blocks
 from planner.units import format_bytes
@@ -37,7 +39,9 @@ def fetched(
     """
     import diffusers
 
-    profile = tasks.resolve(model).including(*components)
+    profile = tasks.resolve(model).including(*(name for name in components if not profiles.is_file(name)))
+    for name in filter(profiles.is_file, components):
+        profile = tasks.filed(profile, name)
     folder = folder_of(model, profile)
     dtypes = dtypes_of(profile, plan)
     given = {"local_files_only": True, "use_safetensors": True, "variant": variant or None}
@@ -47,6 +51,7 @@ def fetched(
     kind: Any = getattr(diffusers, plan.pipeline, diffusers.DiffusionPipeline)
     try:
         parts |= _rounded(profile, folder, plan, techniques, given)
+        parts |= {part.name: _filed(part, folder, dtypes[part.name]) for part in profile.models if part.file}
         return kind.from_pretrained(str(folder), torch_dtype=dtypes | {"default": dtypes[""]}, **parts, **given)
     except (OSError, ValueError) as error:  # diffusers' errors of missing files are either
         files = f"{variant} safetensors" if variant else "safetensors"
@@ -88,15 +93,36 @@ def host_peak(before: Mapping[str, int], after: Mapping[str, int]) -> tuple[int,
     return peak, worst
 
 
-def sizes(programs: Programs, plan: Plan, techniques: Sequence[Technique]) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes of each component as it is read, and as it stays once it is rounded."""
+def totals(components: Sequence[Component]) -> dict[str, int]:
+    """Bytes of each component's weights."""
+    return {part.name: sum(part.weights) for part in components}
+
+
+def card_peak(read: Sequence[Component], stays: Sequence[Component]) -> int:
+    """Bytes of the card that packing takes at most, where there is one: it goes by layers."""
+    before = {part.name: part.weights for part in read}
+    packed = (part for part in stays if sum(part.weights) < sum(before[part.name]))
+    return packing.ON_THE_WAY * max((max(before[part.name]) for part in packed), default=0)
+
+
+def packs(plan: Plan) -> bool:
+    """Whether a card of this machine packs layers of the plan while loading."""
+    import torch
+
+    option = plan.option(QUANTIZES)
+    return option is not None and option.value in packing.BITS and torch.cuda.is_available()
+
+
+def sizes(
+    programs: Programs, options: Sequence[Option], techniques: Sequence[Technique]
+) -> tuple[tuple[Component, ...], tuple[Component, ...]]:
+    """The components as they are read, and as they stay once they are rounded."""
     variant = Variant()
-    for option in plan.options:
+    for option in options:
         variant = next(each for each in techniques if each.name == option.technique).variant(variant, option)
     read = replace(variant, settings=tuple(s for s in variant.settings if s.technique not in (QUANTIZES, CASTS)))
     stays = replace(variant, settings=tuple(s for s in variant.settings if s.technique != CASTS))
-    before, after = (programs.get(each).components for each in (read, stays))
-    return {c.name: sum(c.weights) for c in before}, {c.name: sum(c.weights) for c in after}
+    return programs.get(read).components, programs.get(stays).components
 
 
 def check_room(peak: int, component: str, free: int) -> None:
@@ -133,12 +159,31 @@ def _rounded(
     dtypes, made = dtypes_of(profile, plan), {}
     largest = sorted(profile.models, key=lambda part: -_bytes_on_disk(folder / part.name))
     for part in largest:
-        if not part.optional and technique.may_take(part.name):
+        if not part.optional and not part.file and technique.may_take(part.name):
             module = _module(part, folder, dtypes[part.name], given)
             if technique.takes(part.name, module):
-                quantize_blocks(module, str(option.value))
+                _round(module, str(option.value), plan)
             made[part.name] = module
     return made
+
+
+def _round(module: Any, value: str, plan: Plan) -> None:
+    """A card takes part where it has room, and for no more than the call will take of it."""
+    if value in packing.BITS:
+        packing.pack(module, value, plan.promise.allocated if packs(plan) else 0)
+    else:
+        quantize_blocks(module, value)
+
+
+def _filed(part: ComponentProfile, folder: Path, dtype: Any) -> Any:
+    """A component from a GGUF file of its own, which diffusers reads tensor by tensor to the host."""
+    from planner.blueprint import find
+    from planner.filed import quantized
+
+    kind: Any = find(part.library, part.kind)
+    return kind.from_single_file(
+        part.file, config=str(folder / part.name), torch_dtype=dtype, local_files_only=True, **quantized(dtype)
+    ).eval()
 
 
 def _module(part: ComponentProfile, folder: Path, dtype: Any, given: Mapping[str, Any]) -> Any:

@@ -111,9 +111,9 @@ class Pace:
         return (self._moved(kernel.traffic * passes) / self.device.traffic + self.reached.tail) * self._left()
 
     def _rate(self, dtype: str, *, tensor_float: bool = False) -> float:
-        """FLOP/s of long products."""
+        """FLOP/s of long products; those of 8-bit integers are at least as quick as those in half precision."""
         device, reached, capability = self.device, self.reached, self.device.compute_capability
-        half = dtype == "float16" or (dtype == "bfloat16" and device.native_bf16)
+        half = dtype in ("float16", "int8") or (dtype == "bfloat16" and device.native_bf16)
         if capability < (7, 0) or not (half or (tensor_float and capability >= (8, 0))):
             return device.single_rate * reached.single
         waiting = reached.feeding * device.half_rate / max(device.multiprocessors, 1)

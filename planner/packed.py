@@ -46,6 +46,11 @@ def packs(module: Any) -> bool:
     return any(is_packed(parameter) for parameter in module.parameters())
 
 
+def clings(module: Any) -> bool:
+    """Whether a module has weights of bitsandbytes' 8 bits, which `Module.to` tears from their scales (0.50)."""
+    return any(hasattr(parameter, "SCB") for parameter in module.parameters())
+
+
 def rebuilt(tensor: Any, change: Callable[[Any], Any]) -> Any:
     """A weight that is wrapped, of other tensors."""
     names, context = tensor.__tensor_flatten__()

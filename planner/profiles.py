@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from planner import hub
+from planner import ggml, hub
 from planner.errors import BadRequest, UnknownModel
+from planner.ggml import Stored
 from planner.hub import Json
 from planner.plain import record
 from planner.request import PICTURES
@@ -27,6 +28,7 @@ else:
 Role = Literal["model", "scheduler", "tokenizer", "processor", "guider"]
 CONFIG_FILES: dict[Role, str] = {"model": "config.json", "scheduler": "scheduler_config.json"}
 """The file that holds a component's facts in hub layout; other roles have none that the planner needs."""
+FILE = ".gguf"
 NOT_FACTS = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Keys of a hub configuration that say nothing about the architecture, beside those that begin with an underscore."""
 TOKENIZER_LENGTHS = {"CLIPTokenizer": 77, "T5Tokenizer": 512, "T5TokenizerFast": 512}
@@ -65,6 +67,10 @@ class ComponentProfile:
     """Dtype in which those compute; empty: that of what they are given."""
     how: Mapping[str, Json] = field(default_factory=dict, hash=False)
     """What torchao did to them, in its own words; empty: they are of bitsandbytes."""
+    file: str = ""
+    """A GGUF file that holds its weights, in the place of those of its folder."""
+    tensors: tuple[Stored, ...] = ()
+    """What is in that file."""
 
     @property
     def readied(self) -> tuple[str, tuple[str, ...]] | None:
@@ -168,6 +174,22 @@ class PipelineProfile:
                 )
         parts = (replace(part, optional=part.optional and part.name not in names) for part in self.components)
         return replace(self, components=tuple(parts))
+
+
+def is_file(component: str) -> bool:
+    """Whether a component to load is named with a file of its own: `transformer=flux1-dev-Q4_K_S.gguf`."""
+    return component.endswith(FILE) and "=" in component
+
+
+def with_file(profile: PipelineProfile, component: str) -> PipelineProfile:
+    """The profile with a component whose weights are in a GGUF file.  Raises UnknownModel or BadRequest."""
+    name, _, file = component.partition("=")
+    able = [part.name for part in profile.models if part.library == "diffusers"]
+    if name not in able:
+        raise BadRequest(f"{profile.name} has no {name!r} to read from {file}, only {', '.join(able)}.")
+    tensors = ggml.read(Path(file))
+    parts = (replace(part, file=file, tensors=tensors) if part.name == name else part for part in profile.components)
+    return replace(profile, components=tuple(parts))
 
 
 def shipped() -> Path:
@@ -329,6 +351,8 @@ def _heading(part: ComponentProfile) -> dict[str, Json]:
 
 
 def _packed(part: ComponentProfile) -> tuple[object, ...]:
+    if part.tensors:
+        return tuple((stored.name, stored.kind, stored.shape) for stored in part.tensors)
     return (part.packed, part.nested, part.compute, *((part.how,) if part.how else ())) if part.packed else ()
 
 

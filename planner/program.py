@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 DType = Literal["float32", "float16", "bfloat16"]
 Layout = Literal["contiguous", "channels_last"]
-ITEM_SIZE: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1}
+ITEM_SIZE: dict[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int8": 1, "bool": 1}
 
 
 @dataclass(frozen=True, slots=True)

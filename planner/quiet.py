@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 TALKERS = ("diffusers", "transformers")
 """Libraries that set the level of their logger when they are first loaded."""
-LOGGERS = (*TALKERS, "torch", "xformers")
+LOGGERS = (*TALKERS, "torch", "xformers", "bitsandbytes")
 
 
 @contextmanager

@@ -29,15 +29,19 @@ ARGUMENTS = {
 }
 """Fields of a request and the call arguments they become."""
 _LOADS = re.compile(r"pipe = \w+\.from_pretrained\(")
+_GIVES = re.compile(r"\(MODEL, (?P<argument>quantization_config=.*)\)")
+"""An option that is an argument of loading."""
 _ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
 """An option that is an argument of the call."""
+GGUF = "GGUFQuantizationConfig"
 _OURS = "from planner."
 _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
 
 
 def code(plan: Plan) -> str:
     """The statements that load, configure and call the pipeline as planned."""
-    names = sorted({plan.pipeline, *(part.kind for _, part in _lent(plan))})
+    filed = [part.kind for part, _ in _filed(plan)]
+    names = sorted({plan.pipeline, *(part.kind for _, part in _lent(plan)), *filed, *([GGUF] if filed else [])})
     loaders = [
         name for name in ("load_image", "load_video") if any(name in loads for loads in _pictures(plan).values())
     ]
@@ -63,10 +67,17 @@ def _lent(plan: Plan) -> Iterator[tuple[PipelineProfile, ComponentProfile]]:
         known |= {part.name for part in profile.models}
 
 
+def _filed(plan: Plan) -> Iterator[tuple[ComponentProfile, str]]:
+    """Models whose weights are in files of their own, and these."""
+    named = (name.split("=", 1) for name in plan.model.split(JOINED) if profiles.is_file(name))
+    known = {part.name: part for profile in _family(plan) for part in profile.models}
+    yield from ((known[name], file) for name, file in named if name in known)
+
+
 def _family(plan: Plan) -> list[PipelineProfile]:
     """The profiles whose components are joined in a plan, that of the whole pipeline first."""
     try:
-        found = [profiles.resolve(name) for name in plan.model.split(JOINED)]
+        found = [profiles.resolve(name) for name in plan.model.split(JOINED) if not profiles.is_file(name)]
     except BadRequest:  # a live pipeline, or a folder that has gone
         return []
     bases = [profiles.find(profile.base) for profile in found[:1] if profile.base]
@@ -82,9 +93,16 @@ def _loading(plan: Plan) -> Iterator[str]:
     for lender, part in lent:
         dtype = f"torch.{plan.request.dtype or part.dtype}"
         yield f"{part.name} = {part.kind}.from_pretrained({literal(lender.hub_id)}, torch_dtype={dtype})"
-    model = profile.hub_id if profile and profile.hub_id else plan.model
+    model = profile.hub_id if profile and profile.hub_id else plan.model.partition(JOINED)[0]
+    for part, file in _filed(plan):
+        dtype = f"torch.{plan.request.dtype or part.dtype}"
+        where = (literal(file), f"config={literal(model)}", f"subfolder={literal(part.name)}", f"torch_dtype={dtype}")
+        way = f"quantization_config={GGUF}(compute_dtype={dtype})"
+        yield f"{part.name} = {part.kind}.from_single_file({', '.join((*where, way))})"
     arguments = [literal(model), f"torch_dtype={_dtype(plan, profile)}"]
-    arguments += [f"{part.name}={part.name}" for _, part in lent]
+    found = (_GIVES.search(call) for option in plan.options for call in option.calls)
+    arguments += [each["argument"] for each in found if each]
+    arguments += [f"{part.name}={part.name}" for part in (*(part for part, _ in _filed(plan)), *(p for _, p in lent))]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
     for part in profile.loaded if profile else ():
@@ -129,10 +147,10 @@ def _cap(plan: Plan) -> Iterator[str]:
 def _setting(option: Option) -> Iterator[str]:
     elsewhere = (_LOADS.match, _ADDS.fullmatch, _GENERATES.search)
     calls = [call for call in option.calls if not any(found(call) for found in elsewhere)]
-    if calls:
+    if any(not call.startswith(("from ", "import ")) for call in calls):
         ours = ", which diffusers lacks" if any(call.startswith(_OURS) for call in calls) else ""
         yield f"# {spoken(option)}{ours}"
-        yield from map(fold, calls)
+    yield from map(fold, calls)
 
 
 def _generating(plan: Plan) -> Iterator[str]:

@@ -16,10 +16,10 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 20
+FORMAT = 21
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
-OPTIONAL = ("torchao",)
+OPTIONAL = ("torchao", "gguf")
 """What quantizes, where it is installed."""
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)

@@ -230,15 +230,18 @@ def _source(model: Any, request: Request, components: Sequence[str]) -> tuple[st
     if not isinstance(model, (str, Path, PipelineProfile)):
         name = type(model).__name__
         return name, FromPipe(model), tasks.fitted(request, name), ""
-    profile = _including(model if isinstance(model, PipelineProfile) else tasks.resolve(model), components)
+    profile = model if isinstance(model, PipelineProfile) else tasks.resolve(model)
     named = profile if profile.hub_id else replace(profile, name=str(model))  # a folder goes by its path
-    profile, request = tasks.prepared(named, request)
+    profile, request = tasks.prepared(_including(named, components), request)
     return profile.name, FromProfile(profile, request.dtype), request, request.dtype or profile.dtype
 
 
 def _including(profile: PipelineProfile, components: Sequence[str]) -> PipelineProfile:
     """The profile with optional components of its own, and with what other profiles lend."""
     own = {part.name for part in profile.components}
+    for name in filter(profiles.is_file, components):
+        profile = tasks.filed(profile, name)
+    components = [name for name in components if not profiles.is_file(name)]
     lenders = [name for name in components if name not in own and name.casefold() in profiles.names()]
     profile = profile.including(*(name for name in components if name not in lenders))
     for name in lenders:

@@ -87,8 +87,13 @@ def resolve(model: str | Path) -> PipelineProfile:
     first, *others = str(model).split(JOINED)
     profile = profiles.resolve(first)
     for name in others:
-        profile = joined(profile, profiles.find(name))
+        profile = filed(profile, name) if profiles.is_file(name) else joined(profile, profiles.find(name))
     return profile
+
+
+def filed(profile: PipelineProfile, component: str) -> PipelineProfile:
+    """The profile with a component from a file of its own, named after it.  Raises UnknownModel or BadRequest."""
+    return replace(profiles.with_file(profile, component), name=f"{profile.name}{JOINED}{component}")
 
 
 def prepared(profile: PipelineProfile, request: Request) -> tuple[PipelineProfile, Request]:

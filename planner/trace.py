@@ -17,7 +17,7 @@ from planner.errors import TraceFailed
 from planner.ghost import Ghost
 from planner.groupable import stacks_of
 from planner.metas import tensors
-from planner.packed import packs
+from planner.packed import clings, packs
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Recorder
 from planner.replay import Replay, anchored_buffers
@@ -116,7 +116,7 @@ class Tracer:
         self._replay.asked = {}
         self._replay.resting.clear()
         self._replay.forget_fingerprints()
-        components = tuple(component_of(name, module, self._ghost.pipe) for name, module in self._ghost.modules())
+        components = tuple(self._component(name, module) for name, module in self._ghost.modules())
         arguments = call_arguments(self._ghost.pipe, request, variant)
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
@@ -138,6 +138,10 @@ class Tracer:
             course=done.recording,
             family=self._family,
         )
+
+    def _component(self, name: str, module: torch.nn.Module) -> Component:
+        made = component_of(name, module, self._ghost.pipe)
+        return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
 
     def _rows(self, component: str) -> int:
         """Rows of the largest batch the component was just called with."""
@@ -269,6 +273,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_backend", _has_backend(module)),
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
+        ("clinging", clings(module)),
         ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("lends_weights", any(map(_lends_weights, module.modules()))),
         ("lists_of_lists", any(map(_is_list_of_lists, module.children()))),

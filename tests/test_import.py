@@ -25,11 +25,25 @@ ROOMS = (
         "request",
         "host",
         "hub",
+        "ggml",
         "profiles",
         "tasks",
     ),
     *("calibration", "cards", "probe"),
-    *("program", "store", "standin", "packed", "fourbit", "rounded", "blueprint", "streamable", "groupable"),
+    *(
+        "program",
+        "store",
+        "standin",
+        "packed",
+        "quantizable",
+        "fourbit",
+        "eightbit",
+        "rounded",
+        "filed",
+        "blueprint",
+        "streamable",
+        "groupable",
+    ),
     *("holding", "double", "ghost", "strides", "metas", "signature"),
     *(
         "recorder",
@@ -84,7 +98,7 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
-    *("fourbit", "rounded", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
+    *("fourbit", "eightbit", "rounded", "filed", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
     *("effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""

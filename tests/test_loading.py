@@ -64,6 +64,21 @@ def test_rounded_as_it_is_read(load: Any) -> None:
         plan.revert(pipe)
 
 
+def test_packed_as_it_is_read(folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain, _ = load(fidelity="exact")
+    pipe, plan = load(fidelity="lossy", use=["quantization=nf4"], without=["precision"])
+    assert pipe.unet.is_loaded_in_4bit
+    assert plan.option("quantization").value == "nf4"
+    stays = {phase.name: phase.weights for phase in plan.promise.phases}
+    assert bytes_of(pipe.unet) < bytes_of(plain.unet)
+    assert any(note.endswith("was read, and nothing of the card.") for note in plan.notes)
+    assert "quantization_config=PipelineQuantizationConfig(" in plan.explain().replace("\n", "")
+    assert stays
+    with pytest.raises(ApplyFailed, match="rounded to 4 bits for good; load the pipeline anew"):
+        plan.revert(pipe)
+
+
 def in_eight_bits(file: Path, **beside: torch.Tensor) -> dict[str, torch.Tensor]:
     """Rewrite a file of weights in fp8, and return them."""
     narrow = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}

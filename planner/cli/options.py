@@ -74,7 +74,13 @@ CALL: tuple[Callable[[Command], Command], ...] = (
 )
 """Fields of a request."""
 FIELDS = {field.name for field in fields(Request)} | {"arguments"}
-WITH = click.option("--with", "including", multiple=True, metavar="COMPONENT", help="Load an optional component too.")
+WITH = click.option(
+    "--with",
+    "including",
+    multiple=True,
+    metavar="COMPONENT",
+    help="Load an optional component too, or one from a GGUF file: transformer=FILE.gguf.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

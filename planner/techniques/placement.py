@@ -44,7 +44,9 @@ class Placement:
         # accelerate loses what a weight is packed in, what weight norm is made of arrives after it was wanted, and the
         # weights of layers that nobody calls do not arrive at all
         lost = any({"quantized", "weight_norm", "lends_weights"} & c.traits for c in program.components)
-        without = {"sequential": lost, "model": not any(program.chain)}
+        # bitsandbytes' layers of 8 bits hold on to what they had on the card, and lose what they are moved to
+        clinging = any("clinging" in component.traits for component in program.components)
+        without = {"sequential": lost, "model": clinging or not any(program.chain)}
         able = tuple(value for value in CALLS if not without.get(value))
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
@@ -84,11 +86,14 @@ def _settle(pipe: Any, device: str) -> None:
     """Everything on the card, but for components whose weights travel already.
 
     In the order of the components, as the promise has it: `pipe.to` goes by a set, another order in each process, which
-    leaves other gaps.  What bitsandbytes packs is left to the pipeline, unless it has components that must stay.
+    leaves other gaps.  What bitsandbytes packs is left to the pipeline, unless it has components that must stay, and
+    its 8 bits not even that.
     """
     whole = modules(pipe)
     free = not any(is_ours(getattr(part, "_hf_hook", None)) for part in whole.values())
     for part in whole.values():
+        for layer in _clinging(part):
+            _carry(layer, device)
         if not travels(part) and not (free and _packs_apart(part)):
             part.to(device)
     if free:
@@ -98,6 +103,19 @@ def _settle(pipe: Any, device: str) -> None:
 def _packs_apart(module: Any) -> bool:
     """Whether weights have what they are packed in beside them, so that not every `to` takes it along."""
     return any(is_packed(parameter) and not is_wrapped(parameter) for parameter in module.parameters())
+
+
+def _clinging(part: Any) -> list[Any]:
+    return [layer for layer in part.modules() if hasattr(getattr(layer, "weight", None), "SCB")]
+
+
+def _carry(layer: Any, device: Any) -> None:
+    """Move a packed layer; until one of 8 bits runs first, its scales are on the weight, where no `Module.to` looks."""
+    weight = layer.weight
+    if getattr(weight, "CB", None) is not None:
+        weight.data, weight.SCB = weight.data.to(device), weight.SCB.to(device)
+        weight.CB = weight.data
+    layer.to(device)
 
 
 def _sequential_on_cpu(pipe: Any) -> None:
@@ -165,6 +183,6 @@ def remember_places(pipe: Any) -> Undo:
                 tensor.data = tensor.data.to(device)
         for layer, weight, device in layers:
             if weight.device != device:
-                layer.to(device)
+                _carry(layer, device)
 
     return undo

@@ -1,4 +1,4 @@
-"""Quantization: the linear layers of the blocks keep 8-bit numbers and a scale a row, by torchao."""
+"""Quantization: linear layers keep 8-bit numbers by torchao, or those that bitsandbytes packs while they are loaded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed, BadRequest
 from planner.program import Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
+from planner.techniques import packing
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, is_ghost, modules, undone_on_error
 from planner.techniques.tracing import is_denoiser
@@ -29,28 +30,47 @@ IMPORT = "from planner.techniques.quantization import quantize_blocks"
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Round the linear layers inside the blocks of denoisers and large text encoders to 8 bits.  Lossy.
+    """Round the linear layers of denoisers and large text encoders.  Lossy.
 
-    Embeddings, norms, convolutions, and what lies before and behind the blocks keep their numbers.  The weights as they
-    were stay in host RAM, and the undo puts them back; where there is not enough RAM nothing is done, unless `for_good`
-    says that the pipeline will be loaded anew.
+    By torchao to 8 bits, those inside the blocks.  The weights as they were stay in host RAM, and the undo puts them
+    back; where there is not enough RAM nothing is done, unless `for_good` says that the pipeline will be loaded anew.
+    By bitsandbytes nearly all, while a pipeline is loaded: so only where none is there yet, and never undone.
     """
 
     for_good: bool = False
     large: int = LARGE
     name: str = "quantization"
     scope: Scope = "call"
-    needs: str = "torchao (pip install torchao), and a denoiser in bfloat16 or, for float8, float16, not quantized yet"
+    needs: str = (
+        "torchao (pip install torchao) or, before it is loaded, bitsandbytes, and a denoiser that is not quantized yet "
+        "in bfloat16 or, but for int8, float16"
+    )
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         taken = program.variant.setting("layerwise_casting") or program.variant.setting(self.name)
-        if taken or request.fidelity < Fidelity.LOSSY or importlib.util.find_spec("torchao") is None:
+        if taken or request.fidelity < Fidelity.LOSSY:
             return ()
+        found = [(value, (IMPORT, *calls)) for value in CONFIGS if (calls := tuple(self._calls(program, value)))]
+        named = [name.partition("=")[2] for name in request.use if name.startswith(f"{self.name}=")]
+        found += [(value, self._loads(program, value)) for value in packing.BITS if value in (*packing.USUAL, *named)]
         return tuple(
-            Option(technique=self.name, value=value, fidelity=Fidelity.LOSSY, calls=(IMPORT, *calls))
-            for value in CONFIGS
-            if (calls := tuple(self._calls(program, value)))
+            Option(technique=self.name, value=value, fidelity=Fidelity.LOSSY, calls=calls)
+            for value, calls in found
+            if calls
         )
+
+    def refusal(self, value: str, program: Program) -> str:
+        """Why a way to quantize is not on offer; empty where that is plain."""
+        if value not in packing.BITS or any("quantized" in part.traits for part in program.components):
+            return ""
+        if not all("unread" in part.traits for part in program.components):
+            return (
+                f"quantization={value} is chosen while loading and this {program.pipeline} is loaded; use planner.load."
+            )
+        if importlib.util.find_spec(packing.LIBRARY) is None:
+            library = packing.LIBRARY
+            return f"quantization={value} needs {library}, which is not installed: pip install {library}."
+        return ""
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return variant.under(Setting(self.name, option.value, self.scope))
@@ -61,14 +81,16 @@ class Quantization:
     def apply(self, pipe: Any, option: Option) -> Undo:
         value = str(option.value)
         chosen = {name: part for name, part in modules(pipe).items() if self.takes(name, part)}
+        if value in packing.BITS:
+            return self._loaded(pipe, chosen, value)
         layers = [layer for part in chosen.values() for layer in layers_of(part, value)]
         if self.for_good and not layers and any(map(packed.packs, chosen.values())):
-            return _gone(", ".join(chosen))  # it was loaded so
+            return _gone(", ".join(chosen), 8)  # it was loaded so
         if not layers:
             raise ApplyFailed(f"{type(pipe).__name__} has 0 layers that {value} can take; plan this pipeline.")
         if self.for_good:
             _quantize(layers, value)
-            return _gone(", ".join(chosen))
+            return _gone(", ".join(chosen), 8)
         _check_room(", ".join(chosen), layers)
         undo = in_reverse([_remember(layer) for layer in layers])
         with undone_on_error(undo):
@@ -83,15 +105,36 @@ class Quantization:
         """Whether a component is one to round."""
         return is_denoiser(name) or (self.may_take(name) and sum(map(_bytes, module.parameters())) >= self.large)
 
+    def _loaded(self, pipe: Any, chosen: dict[str, Any], value: str) -> Undo:
+        """Of a ghost, what loading will have done; of a pipeline, whether it has."""
+        if all(packing.is_unread(part) for part in chosen.values()):
+            return in_reverse([packing.pack_ghosts(part, value) for part in chosen.values()])
+        if plain := [name for name, part in chosen.items() if packing.is_plain(part)]:
+            raise ApplyFailed(
+                f"The plan packs {', '.join(plain)} to {value} while loading and this {type(pipe).__name__} was loaded "
+                "otherwise; load it by planner.load, or as the plan's code does."
+            )
+        return _gone(", ".join(chosen), packing.BITS[value]) if self.for_good else _nothing
+
     def _calls(self, program: Program, value: str) -> Iterator[str]:
+        if importlib.util.find_spec("torchao") is not None:
+            able = (part for part in self._taken(program) if part.dtype in DTYPES[value])
+            yield from (f'quantize_blocks(pipe.{part.name}, "{value}")' for part in able)
+
+    def _loads(self, program: Program, value: str) -> tuple[str, ...]:
+        unread = all("unread" in part.traits for part in program.components)
+        dtypes = {part.name: part.dtype for part in self._taken(program)}
+        if not unread or not dtypes or importlib.util.find_spec(packing.LIBRARY) is None:
+            return ()
+        return packing.IMPORT, packing.call(program.pipeline, value, dtypes)
+
+    def _taken(self, program: Program) -> Iterator[Component]:
+        """The components to round; none where every denoiser is rounded already."""
         denoisers = [component for component in program.components if "denoiser" in component.traits]
-        if not any(map(_plain, denoisers)):
-            return
-        for component in program.components:
+        for component in program.components if any(map(_plain, denoisers)) else ():
             encoder = "text_encoder" in component.traits and sum(component.weights) >= self.large
-            able = _plain(component) and component.dtype in DTYPES[value]
-            if able and ("denoiser" in component.traits or encoder):
-                yield f'quantize_blocks(pipe.{component.name}, "{value}")'
+            if _plain(component) and ("denoiser" in component.traits or encoder):
+                yield component
 
 
 def quantize_blocks(module: Any, value: str = "int8") -> None:
@@ -178,8 +221,12 @@ def _remember(layer: Any) -> Undo:
     return restore
 
 
-def _gone(names: str) -> Undo:
+def _nothing() -> None:
+    """Nothing was done."""
+
+
+def _gone(names: str, bits: int) -> Undo:
     def refuse() -> None:
-        raise ApplyFailed(f"The weights of {names} were rounded to 8 bits for good; load the pipeline anew.")
+        raise ApplyFailed(f"The weights of {names} were rounded to {bits} bits for good; load the pipeline anew.")
 
     return refuse

@@ -76,7 +76,9 @@ def trace_calls(module: Any) -> Undo:
 
 
 def _jit_calls(program: Program, denoisers: tuple[Component, ...]) -> tuple[str, ...]:
-    """A graph holds on to its weights, so they must stay where they are."""
+    """A graph holds on to its weights, so they must stay where they are, and be no more than tensors."""
+    if any("quantized" in part.traits for part in denoisers):
+        return ()
     if _travel_whole(program) or _travel_singly(program) or {part.kind for part in denoisers} != {TRACEABLE}:
         return ()
     return (IMPORT, *(f"trace_calls(pipe.{part.name})" for part in denoisers))

@@ -18,7 +18,7 @@ for part in config memory runtime driver blas dnn nvml; do
   g++ -std=c++17 -O2 -fPIC -fvisibility=hidden -Wall -Wno-deprecated-declarations $INCLUDE -c "$here/src/$part.cpp" -o "$work/$part.o"
   objects="$objects $work/$part.o"
 done
-"$PYTHON" "$here/src/gen_stubs.py" "$work/stubs.c" "$SITE" $objects
+"$PYTHON" "$here/src/gen_stubs.py" "$work/stubs.c" $objects
 gcc -O1 -fPIC -fno-builtin -w -c "$work/stubs.c" -o "$work/stubs.o"
 g++ -shared -Wl,-soname,libvgpu.so -o "$OUT/libvgpu.so" $objects "$work/stubs.o" -ldl -lpthread
 

@@ -24,7 +24,7 @@ BUILD = HERE / "build"
 GIB = 2**30
 LIMIT = 300
 """Seconds a job may take."""
-LINKED = ("torch", "torchvision", "xformers")
+LINKED = ("torch", "torchvision", "xformers", "bitsandbytes")
 """Distributions whose undefined symbols the library answers."""
 UNASKED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "XFORMERS_ENABLE_TRITON": "1", "TORCH_DISABLE_NATIVE_JIT": "1"}
 """Variables under which torch counts cards through NVML and xformers does not ask the card's capability when imported:
