@@ -20,8 +20,9 @@ class Demand:
     value: str = ""
 
     def meets(self, option: Option) -> bool:
-        """Whether this option is what was asked for."""
-        return option.technique == self.technique and self.value in ("", str(option.value))
+        """Whether this option is what was asked for; what it leaves out after a dash need not be said."""
+        value = str(option.value)
+        return option.technique == self.technique and self.value in ("", value, value.partition("-")[0])
 
     def __str__(self) -> str:
         return f"{self.technique}={self.value}" if self.value else self.technique

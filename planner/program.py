@@ -135,13 +135,18 @@ class Cast(NamedTuple):
     weights: tuple[int, ...]
 
 
+Source = Literal["pinned", "pageable", "disk"]
+"""Where weights wait: in page-locked or ordinary host memory, or in a file."""
+
+
 class Load(NamedTuple):
-    """Weights arrive on the card from host memory, tensor by tensor."""
+    """Weights arrive on the card, tensor by tensor, and the kernels wait for them."""
 
     key: str
     weights: tuple[int, ...]
     stream: int = 0
     """Whose room they take; 0 is the stream of the kernels."""
+    source: Source = "pageable"
 
 
 class Drop(NamedTuple):
@@ -149,6 +154,8 @@ class Drop(NamedTuple):
 
     key: str
     copied: bool
+    late: bool = False
+    """Their room is of use only when the kernels launched so far have run (`record_stream`)."""
 
 
 class Empty(NamedTuple):
@@ -156,12 +163,16 @@ class Empty(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Weights set out for the card from pinned host memory, beside the kernels; their room is taken at once."""
+    """Weights set out for the card, beside the kernels; their room is taken at once.
+
+    From elsewhere than pinned memory the host first brings them there.
+    """
 
     key: str
     weights: tuple[int, ...]
     stream: int = 0
     """Whose room they take; 0 is the stream of the kernels."""
+    source: Source = "pinned"
 
 
 class Stay(NamedTuple):

@@ -177,6 +177,23 @@ def test_the_host_decodes_where_nothing_else_fits(tmp_path: Path) -> None:
         planner.plan("sd15", budget="700MB", host_ram="64GB", **request)
 
 
+def test_weights_wait_on_disk_only_where_host_memory_cannot_hold_them(tmp_path: Path) -> None:
+    request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "budget": "2GB"}
+    for room, on_disk in (("8GB", False), ("1GB", True)):
+        placed = planner.plan("sd15", host_ram=room, **request).option("placement")
+        assert placed is not None
+        assert ("disk" in str(placed.value)) == on_disk
+    with pytest.raises(planner.Infeasible):
+        planner.plan("sd15", host_ram="1GB", **{**request, "without": ["placement"]})
+
+
+def test_a_component_that_stays_need_not_be_named(tmp_path: Path) -> None:
+    request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "steps": 2, "host_ram": "64GB"}
+    placed = planner.plan("sdxl", use=["placement=group_leaf_stream_record"], **request).option("placement")
+    assert placed is not None
+    assert placed.value == "group_leaf_stream_record-without-vae"
+
+
 def test_when_nothing_fits_the_smallest_budget_does(tmp_path: Path) -> None:
     request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "steps": 2}
     with pytest.raises(planner.Infeasible, match="smallest budget that would do") as refused:
