@@ -268,10 +268,16 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("attention_backend", _has_backend(module)),
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
+        ("fuses_qkv", hasattr(module, "fuse_qkv_projections") and any(map(_fuses, module.modules()))),
         ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
     )
+
+
+def _fuses(part: torch.nn.Module) -> bool:
+    """Whether diffusers makes one projection of an attention's three."""
+    return hasattr(part, "fuse_projections") and getattr(part, "_supports_qkv_fusion", True)
 
 
 def _makes_weights(part: torch.nn.Module) -> bool:

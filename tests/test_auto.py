@@ -118,7 +118,7 @@ class Fused:
     """A third party's technique: QKV projections fused; or one that fails half way."""
 
     fails: bool
-    name: str = "fused_qkv"
+    name: str = "one_product"
     scope: Scope = "denoiser"
 
     def options(self, program: Program, device: planner.Device, request: planner.Request) -> tuple[Option, ...]:
@@ -144,8 +144,10 @@ def test_an_error_half_way_takes_everything_back(tmp_path: Path) -> None:
     pipe = made("sd", tmp_path)
     state = snapshot(pipe)
     plan = planner.plan(pipe, budget="8GB", device=CARD, **SMALL)
-    chosen = options(("channels_last_denoiser", "unet"), ("vae_tiling", 64), ("placement", "model"), ("fused_qkv", ""))
-    with pytest.raises(planner.ApplyFailed, match=r"fused_qkv.*no kernel for it here; the pipeline is as it was"):
+    chosen = options(
+        ("channels_last_denoiser", "unet"), ("vae_tiling", 64), ("placement", "model"), ("one_product", "")
+    )
+    with pytest.raises(planner.ApplyFailed, match=r"one_product.*no kernel for it here; the pipeline is as it was"):
         configure(pipe, replace(plan, options=chosen), techniques=(*DEFAULT, Fused(fails=True)), device="cpu")
     assert state.difference(snapshot(pipe)) == ()
     assert not is_applied(pipe)
@@ -155,7 +157,7 @@ def test_a_third_partys_technique_is_planned_with(tmp_path: Path) -> None:
     pipe = made("sd", tmp_path)
     techniques = (*DEFAULT, Fused(fails=False))
     plan = planner.plan(pipe, budget="8GB", device=CARD, techniques=techniques, **SMALL)
-    assert any(rejection.what == "fused_qkv" for rejection in plan.rejected)
+    assert any(rejection.what == "one_product" for rejection in plan.rejected)
 
 
 def test_a_plan_is_for_its_own_pipeline_class(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from planner.techniques.channels_last import ChannelsLast
 from planner.techniques.decode_chunks import DecodeChunks
 from planner.techniques.expandable_segments import ExpandableSegments
 from planner.techniques.forward_chunks import ForwardChunks
+from planner.techniques.fused_qkv import FusedQkv
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
@@ -24,6 +25,7 @@ from planner.techniques.vae_tiling import VaeTiling
 DEFAULT: tuple[Technique, ...] = (
     ExpandableSegments(),
     Precision(),
+    FusedQkv(),
     LayerwiseCasting(),
     Quantization(),
     ChannelsLast("denoiser"),

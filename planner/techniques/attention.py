@@ -65,7 +65,7 @@ class AttentionBackend:
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         backend = str(option.value)
-        undo = in_reverse((_remember_processors(pipe), _remember_process()))
+        undo = in_reverse((remember_processors(pipe), _remember_process()))
         with undone_on_error(undo):
             if backend == "sliced":
                 _slice(pipe)
@@ -217,7 +217,7 @@ def _owner(module: str, owner: str, components: set[str]) -> str:
     return module.partition(".")[0] if not owner and module.partition(".")[0] in components else owner
 
 
-def _remember_processors(pipe: Any) -> Undo:
+def remember_processors(pipe: Any) -> Undo:
     """The processor object of every attention, and the backend each of them asks for."""
     undos: list[Undo] = []
     for model in modules(pipe).values():

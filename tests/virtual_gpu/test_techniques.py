@@ -36,6 +36,8 @@ class Case:
     request: dict[str, Any] = field(hash=False)
     named: bool = False
     """Whether it is offered to those alone who name it."""
+    saves: bool = True
+    """Whether it takes less memory."""
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.model, *self.use)))
@@ -68,6 +70,7 @@ SCRAP = {"height": 256, "width": 256}
 STAMP = {"height": 64, "width": 64, "frames": 5}
 """What a CPU decodes in seconds, as pictures and as a video."""
 HOST = ("vae_on_host", "vae")
+FUSED = ("fused_qkv", "")
 FP8 = ("layerwise_casting", "float8_e4m3fn")
 CASES = (
     Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
@@ -90,6 +93,10 @@ CASES = (
     Case(model="flux1-dev", use=HOST, phase="vae.decode", request=SCRAP, named=True),
     Case(model="wan2.1-t2v-1.3b", use=HOST, phase="vae.decode", request=STAMP, named=True),
     Case(model="wan2.1-t2v-1.3b", use=FP8, phase="transformer", request=CLIP),
+    Case(model="sdxl", use=FUSED, phase="unet", request=SQUARE, named=True, saves=False),
+    Case(model="sd3-medium", use=FUSED, phase="transformer", request=SQUARE, named=True, saves=False),
+    Case(model="flux1-dev", use=FUSED, phase="transformer", request=SQUARE, named=True, saves=False),
+    Case(model="wan2.1-t2v-1.3b", use=FUSED, phase="transformer", request=CLIP, named=True, saves=False),
 )  # fmt: skip
 
 
@@ -126,4 +133,4 @@ def test_peaks_are_as_predicted(vgpu: Server, cache: Path, case: Case) -> None:
     plain, foreseen, truth = predicted(case, cache, used=False), predicted(case, cache, used=True), seen(vgpu, case)
     for phase in ("whole", case.phase):
         assert 0.999 * truth[phase] <= foreseen[phase] <= 1.01 * truth[phase], phase
-    assert foreseen[case.phase] < plain[case.phase]
+    assert (foreseen[case.phase] < plain[case.phase]) == case.saves
