@@ -331,8 +331,9 @@ class Component:
     """Bytes of those buffers that stay on the card when the parameters are offloaded one by one."""
     traits: frozenset[str] = frozenset()
     """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, decode_chunks, attention_slicing,
-    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; rows_apart: no row of a batch
-    knows of another; weight_norm: a hook before `forward` makes weights; travels: its units are streamed."""
+    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; first_block, pyramid: caches
+    that its pipeline can have; rows_apart: no row of a batch knows of another; weight_norm: a hook before `forward`
+    makes weights; travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1

@@ -29,7 +29,7 @@ ROOMS = (
         "tasks",
     ),
     *("calibration", "cards", "probe"),
-    *("program", "store", "standin", "packed", "fourbit", "rounded", "blueprint", "streamable", "groupable"),
+    *("program", "store", "standin", "packed", "fourbit", "rounded", "blueprint", "streamable", "groupable", "cached"),
     *("holding", "double", "ghost", "strides", "metas", "signature"),
     *(
         "recorder",

@@ -15,6 +15,7 @@ from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
 from planner.techniques.quantization import Quantization
 from planner.techniques.split import Split
+from planner.techniques.step_cache import StepCache
 from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
 from planner.techniques.vae_frames import VaeFrames
@@ -37,6 +38,7 @@ DEFAULT: tuple[Technique, ...] = (
     AttentionBackend(),
     VaeOnHost(),
     ForwardChunks(),
+    StepCache(),
     MicroBatch(),
     Streaming(),
     Placement(),

@@ -7,7 +7,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from planner.errors import ApplyFailed
-from planner.program import Program
+from planner.program import Call, Program, Setting, Variant
+from planner.programs import FromPipe, Programs
 from planner.request import Request
 from planner.snapshot import snapshot
 from planner.techniques import DEFAULT
@@ -88,3 +89,18 @@ def test_offered_to_those_who_name_it() -> None:
     assert FUSED.options(able, card, Request()) == ()
     assert FUSED.options(one(), card, NAMED) == ()
     assert FUSED.options(one("fuses_qkv", "quantized"), card, NAMED) == ()
+
+
+def test_new_layers_are_recorded_as_modules_with_weights_of_their_own(sd: Any) -> None:
+    request = Request(height=64, width=64, steps=2)
+    programs_ = Programs(FromPipe(sd), request, None)
+    plain, fused_ = programs_.get(Variant()), programs_.get(Variant().under(Setting("fused_qkv", "", "call")))
+
+    def called(program: Program) -> dict[str, tuple[int, ...]]:
+        calls = (event for body in program.recordings for event in body.events if isinstance(event, Call))
+        return {call.module: program.recordings[call.recording].own for call in calls}
+
+    assert "to_qkv" not in called(plain)
+    assert called(fused_)["to_qkv"]
+    assert called(fused_)["to_kv"]
+    assert sum(fused_.component("unet").weights) > sum(plain.component("unet").weights)
