@@ -336,7 +336,8 @@ class _Writer:
 
     def course(self) -> Iterator[Event]:
         """The events of the outermost body."""
-        events = lent(self._program.events, self._hooks)
+        remembering = self._program.variant.remembers
+        events = lent(self._program.events, self._hooks, remembering=remembering)
         yield from self._body(events, None, "", Names(count()))
 
     def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:

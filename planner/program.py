@@ -285,6 +285,8 @@ class Setting(NamedTuple):
     """`call`, `denoiser` or `autoencoder`: whose calls are recorded anew."""
 
 
+CACHES = "step_cache"
+"""The technique under which the denoiser remembers earlier calls."""
 PLACED = 2**33
 """Added to a body's place among `Program.placed`: a body written anew for where its weights are."""
 
@@ -365,6 +367,11 @@ class Variant:
     def under(self, setting: Setting) -> Variant:
         """The variant with one more option."""
         return replace(self, settings=(*self.settings, setting))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the denoiser keeps something from call to call, so that it may be neither cut nor traced."""
+        return self.setting(CACHES) is not None
 
     def setting(self, technique: str) -> Setting | None:
         """The option of a technique, None where it stays off."""

@@ -48,9 +48,6 @@ class Outline:
 Scope = Literal["call", "component", "denoiser", "autoencoder"]
 Undo = Callable[[], None]
 
-CACHES = "step_cache"
-"""The technique under which the denoiser remembers earlier calls, so that it may be neither cut nor traced."""
-
 
 class Technique(Protocol):
     """One way to trade memory, time or fidelity.

@@ -11,7 +11,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.program import Component, Program, Setting, Variant, sample_of
 from planner.request import Request
-from planner.techniques.base import CACHES, Option, Scope, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember
 from planner.techniques.tracing import is_denoiser
 
@@ -30,7 +30,7 @@ class MicroBatch:
     needs: str = "a denoiser that is called with several rows which know nothing of each other"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
-        if program.variant.setting(CACHES):  # each part would take the others' states for its own
+        if program.variant.remembers:  # each part would take the others' states for its own
             return ()
         able = [component for component in program.components if _can(component)]
         most = max((component.rows for component in able), default=1)

@@ -8,9 +8,9 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed, BadRequest
-from planner.program import Component, Program, Setting, Variant
+from planner.program import CACHES, Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
-from planner.techniques.base import CACHES, Option, Scope, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.layerwise_casting import remember_hooks
 from planner.techniques.live import in_reverse, is_ghost, modules, remember, undone_on_error
 from planner.techniques.tracing import is_denoiser

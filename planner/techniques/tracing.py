@@ -10,7 +10,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.program import STREAMED, Call, Component, Drop, Program, Variant
 from planner.request import Request
-from planner.techniques.base import CACHES, Option, Scope, Undo
+from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
 
 TRACEABLE = "UNet2DConditionModel"
@@ -33,7 +33,7 @@ class Tracing:
     needs: str = "several calls of one shape (calls=2 or more) and a denoiser whose weights stay on the card"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
-        if request.calls < 2 or program.variant.setting(CACHES):  # a graph takes one way, and caches two
+        if request.calls < 2 or program.variant.remembers:  # a graph takes one way, and caches two
             return ()
         denoisers = tuple(component for component in program.components if "denoiser" in component.traits)
         able = (("jit", _jit_calls(program, denoisers)), ("compile", _compile_calls(program, denoisers)))
