@@ -26,7 +26,7 @@ class FusedQkv:
 
     name: str = "fused_qkv"
     scope: Scope = "call"
-    needs: str = "to be named, and a denoiser whose projections diffusers can fuse, not quantized"
+    needs: str = "a denoiser whose projections diffusers can fuse, and which is not quantized"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         able = [component for component in program.components if _can(component)]

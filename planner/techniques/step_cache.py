@@ -85,7 +85,7 @@ class StepCache:
 
     name: str = CACHES
     scope: Scope = "call"
-    needs: str = "to be named, and a denoiser and pipeline of diffusers with caches"
+    needs: str = "a denoiser that diffusers lets cache, in a pipeline that tells it the step"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         named = [value for name, _, value in (used.partition("=") for used in request.use) if name == self.name]

@@ -10,6 +10,7 @@ import pytest
 import rig
 from rig import Server
 
+import planner
 from planner import profiles
 from planner.cards import card
 from planner.pricing import Pricer
@@ -32,6 +33,7 @@ CASES = (
     ("flux1-dev", FIRST, "group_block_stream"),
     ("flux1-dev", FIRST, "model"),
     ("flux1-dev", PYRAMID, "group_leaf"),
+    ("flux1-dev", PYRAMID, "group_leaf_stream"),
     ("wan2.1-t2v-1.3b", FIRST, "sequential"),
 )
 
@@ -94,3 +96,42 @@ def test_what_is_held_is_foreseen(vgpu: Server, cache: Path, model: str, value: 
     if value == FIRST and placement == "resident":
         skipping = vgpu.script(cached, sent | {"computing": False}, **rig.card(CARD) | {"vram": VRAM})
         assert skipping["allocated"] <= 1.0001 * truth["allocated"]
+
+
+def planned(model: str, call: dict[str, Any], plan: str) -> dict[str, Any]:
+    """Sent to the virtual GPU: a plan applied, called with every block computed, and taken back."""
+    import torch
+    from inside import arguments, pipelines, smallvalues
+    from inside.peaks import Peaks
+
+    from planner.plan import Plan
+    from planner.snapshot import snapshot
+
+    mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
+    pipe = pipelines.shipped(model)
+    before, made = snapshot(pipe), Plan.from_json(plan)
+    made.apply(pipe)
+    for part in pipe.transformer.modules():
+        for hook in getattr(getattr(part, "_diffusers_hook", None), "hooks", {}).values():
+            if hasattr(hook, "threshold"):
+                hook.threshold = -1.0
+    peaks = Peaks(pipe)
+    with torch.no_grad():
+        pipe(**arguments.of(pipe, call))
+    made.revert(pipe)
+    return {**peaks.whole, "left": before.difference(snapshot(pipe))[:3]}
+
+
+@pytest.mark.parametrize("value", [FIRST, PYRAMID])
+def test_a_plan_that_streams_holds_with_a_cache(vgpu: Server, cache: Path, value: str) -> None:
+    size = SIZES["flux1-dev"]
+    plan = planner.plan(
+        "flux1-dev", device=card("rtx-4090"), cache=cache, fidelity="lossy", host_ram="80GB", **size,
+        use=[f"step_cache={value}"], without=["quantization", "layerwise_casting"],
+    )  # fmt: skip
+    assert any(option.technique == "streaming" for option in plan.options)
+    call = {"height": size["height"], "width": size["width"], "num_inference_steps": size["steps"], "prompt": PROMPT}
+    sent = {"model": "flux1-dev", "call": call, "plan": plan.to_json()}
+    seen = vgpu.script(planned, sent, **rig.card("rtx-4090"))
+    assert seen["left"] == []
+    assert 0.995 * seen["allocated"] <= plan.promise.allocated <= 1.02 * seen["allocated"]
