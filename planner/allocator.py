@@ -6,7 +6,9 @@ Streams never share free blocks, so each has two pools of its own; a block knows
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import chain
+from math import inf
 
 from planner.blocks import Block, Pool
 from planner.errors import PlannerError
@@ -77,6 +79,7 @@ class Allocator:
         self._small = Pool(page=SMALL_SEGMENT, least_rest=MINIMUM)
         self._large = Pool(page=LARGE_SEGMENT, least_rest=MINIMUM if expandable else SMALL_REQUEST + MINIMUM)
         self._others: dict[int, tuple[Pool, Pool]] = {}
+        self._late: deque[tuple[int, Block]] = deque()
         self._next_address = 0
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = 0
 
@@ -109,6 +112,22 @@ class Allocator:
             raise ValueError(f"the block at {block.address:#x} was freed before; free each block once.")
         self.allocated -= block.size
         block.pool.put(block, "free")
+
+    def free_late(self, block: Block | None, now: int) -> None:
+        """Give up a block that kernels launched until `now` still use on another stream (`record_stream`).
+
+        It counts as free; its room is of use once `settle` is told so, or where memory runs out.
+        """
+        if block is None:
+            return
+        self.allocated -= block.size
+        self._late.append((now, block))
+
+    def settle(self, until: float = inf) -> None:
+        """The kernels launched until then have run (process_events)."""
+        while self._late and self._late[0][0] <= until:
+            block = self._late.popleft()[1]
+            block.pool.put(block, "free")
 
     def can_malloc(self, size: int) -> bool:
         """Try a request and give it back, as cuDNN does for an engine's workspace.
@@ -146,6 +165,7 @@ class Allocator:
         block = self._obtain(pool, rounded)
         if block is None:
             self.retries += 1
+            self.settle()  # the host waits for what is still in use (synchronize_and_free_events)
             self.empty_cache()
             block = self._obtain(pool, rounded)
         if block is None:

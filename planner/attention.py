@@ -25,6 +25,10 @@ FLASH_ROWS = 64
 FULL = 0.8
 """Share of the blocks a card runs at once from which flash does not split the keys."""
 MOST_SPLITS = 128
+SAGE_HEADS = (64, 128)
+"""Head sizes of SageAttention's kernels; smaller heads are padded."""
+SAGE_KEYS = 128
+"""Keys to which it pads values at most."""
 
 
 def usable(attention: Attention, backend: str, compute_capability: tuple[int, int]) -> bool:
@@ -32,7 +36,7 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
     half = attention.dtype in ("float16", "bfloat16")
     ampere = compute_capability >= (8, 0)
     match backend:
-        case "flash":
+        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub":
             same = attention.head_size == attention.value_size
             return half and ampere and same and attention.mask == "none" and attention.head_size <= FLASH_HEAD
         case "cudnn":
@@ -43,6 +47,8 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
             sizes = attention.head_size, attention.value_size
             aligned = not any(size % (GRAIN if half else GRAIN // 2) for size in sizes)
             return aligned and (attention.dtype != "bfloat16" or ampere)
+    if backend.startswith("sage"):
+        return half and ampere and attention.mask == "none" and attention.head_size <= SAGE_HEADS[-1]
     return backend in ("math", "sliced", "unfused")
 
 
@@ -61,7 +67,7 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
     if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
         backend = "flash" if usable(attention, "flash", device.compute_capability) else "efficient"
     match backend:
-        case "flash":
+        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub":
             return tuple(_flash(attention, device.multiprocessors))
         case "unfused":  # diffusers' processors before torch 2: scores and their softmax, in the inputs' dtype
             a = attention
@@ -70,6 +76,8 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
             return tuple(_sliced(attention))
         case "math":
             return _math(attention)
+    if backend.startswith("sage"):
+        return tuple(_sage(attention))
     fused = tuple(_fused(attention, backend))
     return tuple(_copied(attention, fused)) if _copies(attention, backend) else fused
 
@@ -97,6 +105,21 @@ def _splits(a: Attention, multiprocessors: int) -> int:
             if n == 1 or ceil(columns / n) != ceil(columns / (n - 1))]  # fmt: skip
     shares = [blocks * n / room / ceil(blocks * n / room) for n in able]
     return next(n for n, share in zip(able, shares, strict=True) if share >= 0.85 * max(shares))
+
+
+def _sage(a: Attention) -> Iterator[int]:
+    """At most: padded copies; keys less their mean; int8 queries and keys with scales; values laid anew, and in fp8.
+
+    SageAttention 2.2's core.py and quant.py; which of these a card's kernel makes differs.
+    """
+    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
+    wide = next(size for size in SAGE_HEADS if size >= a.head_size)
+    queries, keys = rows * a.queries * wide, rows * _up(a.keys, SAGE_KEYS) * wide
+    if wide > a.head_size:
+        yield from (queries * item, keys * item, keys * item)
+        yield rows * a.queries * (wide - a.head_size) * item  # the output is padded, too
+    yield from (keys * item, queries, rows * a.queries, keys, rows * a.keys)
+    yield from (keys * item, keys)
 
 
 def _fused(a: Attention, backend: str) -> Iterator[int]:

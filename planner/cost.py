@@ -303,17 +303,17 @@ class Meter:
     def _move(self, event: Event) -> None:
         """Count one event that concerns weights, or for which one side waits."""
         match event:
-            case Load(key, sizes):
+            case Load(key, sizes, _, source):
                 self._load(key, sizes)
-                self.clock.wait(self._pace.load(sum(sizes), len(sizes), whole=bool(key)))
+                self.clock.wait(self._pace.load(sum(sizes), len(sizes), whole=bool(key), source=source))
             case Drop(key, copied):
                 size = self._loaded[key].pop()
                 self.weights -= size
                 if copied:
                     self.clock.wait(self._pace.unload(size))
-            case Fetch(key, sizes):
+            case Fetch(key, sizes, _, source):
                 self._load(key, sizes)
-                self.clock.work(self._pace.set_out(len(sizes)))
+                self.clock.work(self._pace.set_out(len(sizes), sum(sizes), source))
                 self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
             case Stay(key, sizes):
                 self._load(key, sizes)

@@ -20,8 +20,9 @@ class Demand:
     value: str = ""
 
     def meets(self, option: Option) -> bool:
-        """Whether this option is what was asked for."""
-        return option.technique == self.technique and self.value in ("", str(option.value))
+        """Whether this option is what was asked for; what it leaves out after a dash need not be said."""
+        value = str(option.value)
+        return option.technique == self.technique and self.value in ("", value, value.partition("-")[0])
 
     def __str__(self) -> str:
         return f"{self.technique}={self.value}" if self.value else self.technique
@@ -52,13 +53,14 @@ def chosen(
     options = technique.options(program, device, request)
     if met := tuple(option for option in options if demand.meets(option)):
         return met
-    if (refusal := getattr(technique, "refusal", None)) and (said := refusal(demand.value, program)):
-        raise BadRequest(said)
+    freer = technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY))
+    if found := [option for option in freer if demand.meets(option)] or ([] if options else freer):
+        level, most = found[0].fidelity.name.lower(), request.fidelity.name.lower()
+        raise BadRequest(f"{demand} is {level}, and at most {most} was asked for; ask for fidelity {level}.")
+    lacks = getattr(technique, "lacks", None)
+    if lacks and (missing := lacks(demand.value, program, device)):
+        raise BadRequest(f"{demand} cannot be had for this {program.pipeline}: it {missing}.")
     if options:
         raise BadRequest(f"{demand} is not on offer; choose {', '.join(str(option.value) for option in options)}.")
-    if freer := technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY)):
-        level = freer[0].fidelity.name.lower()
-        most = request.fidelity.name.lower()
-        raise BadRequest(f"{demand.technique} is {level}, and at most {most} was asked for; ask for fidelity {level}.")
     needs = getattr(technique, "needs", "more than this pipeline, card and request have")
     raise BadRequest(f"{demand.technique} cannot be had for this {program.pipeline}: it needs {needs}.")

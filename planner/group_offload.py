@@ -8,6 +8,7 @@ in the first call.  A component that is used past its `forward`, as autoencoders
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
@@ -32,6 +33,7 @@ from planner.program import (
     Load,
     Program,
     Recording,
+    Source,
     Stay,
 )
 
@@ -50,6 +52,13 @@ class Grouping:
     """Whether weights wait in pinned memory; else each is pinned when it sets out (`low_cpu_mem_usage`)."""
     disk: bool = False
     """Whether weights wait on disk."""
+    record: bool = False
+    """Whether the host goes on while kernels use what it drops (`record_stream`)."""
+
+    @property
+    def source(self) -> Source:
+        """Where weights wait for the stream."""
+        return "disk" if self.disk else "pinned" if self.pinned else "pageable"
 
 
 def groupable(program: Program, name: str, grouping: Grouping) -> bool:
@@ -79,6 +88,7 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
     course = tuple(writer.course())
     waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
+    waiting += in_flight((course, *(body.events for body in writer.written)))
     return replace(
         program, placed=(*program.placed, *writer.written), waiting=program.waiting + waiting
     ).with_course(stay + course)  # fmt: skip
@@ -93,6 +103,20 @@ def host_bytes(component: Component, grouping: Grouping) -> int:
         return whole
     unpinned = {place for stack in component.stacks for place in stack.rest} if grouping.blocks else frozenset[int]()
     return sum(s if place in unpinned else pinned(s) for place, s in enumerate(component.weights))
+
+
+def in_flight(bodies: Iterable[Iterable[Event]]) -> int:
+    """Bytes of pinned memory through which weights go that do not wait there; torch keeps them, each in its size.
+
+    safetensors 0.8 goes that way, too, when it reads a file to a card, tensor by tensor.
+    """
+    most: Counter[int] = Counter()
+    for event in (event for events in bodies for event in events):
+        if isinstance(event, Fetch) and event.source != "pinned":
+            most |= Counter(map(pinned, event.weights))
+        elif isinstance(event, Load) and event.source == "disk":
+            most |= Counter(set(map(pinned, event.weights)))
+    return sum(most.elements())
 
 
 def pinned(size: int) -> int:
@@ -163,6 +187,11 @@ class _Hooks:
         self._casts += 1
         if self._grouping.blocks:
             self._groups = dict(_by_blocks(self.component, sizes, self._grouping.blocks, self._stream))
+
+    @property
+    def unstreamed(self) -> Source:
+        """Where that waits which comes through no stream."""
+        return "disk" if self._grouping.disk else "pageable"
 
     @property
     def tables(self) -> tuple[int, ...]:
@@ -249,10 +278,10 @@ class _Hooks:
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
         stale = group.first in self._aboard
         self._aboard[group.first] = group
-        if not group.stream or not self._grouping.pinned or self._grouping.disk:
-            yield Load(group.key, group.sizes, group.stream)
+        if not group.stream:
+            yield Load(group.key, group.sizes, source=self.unstreamed)
         else:
-            yield Fetch(group.key, group.sizes, group.stream)
+            yield Fetch(group.key, group.sizes, group.stream, self._grouping.source)
             if ahead:
                 self._due.add(group.key)
             else:
@@ -261,12 +290,13 @@ class _Hooks:
             yield Drop(group.key, copied=False)
 
     def _dropped(self, group: _Group) -> Iterator[Event]:
-        if group.stream:
+        recorded = bool(group.stream) and self._grouping.record
+        if group.stream and not recorded:
             yield Join()
         if group.tables and not self._grouping.disk:
             self._turned.add(group.key)
         if self._aboard.pop(group.first, None):
-            yield Drop(group.key, copied=not group.stream and not self._grouping.disk)
+            yield Drop(group.key, copied=not group.stream and not self._grouping.disk, late=recorded)
 
     def _is_borne(self, event: Event) -> bool:
         if isinstance(event, Enter):
@@ -308,7 +338,8 @@ class _Writer:
 
     def course(self) -> Iterator[Event]:
         """The events of the outermost body."""
-        events = lent(self._program.events, self._hooks)
+        remembering = self._program.variant.remembers
+        events = lent(self._program.events, self._hooks, remembering=remembering)
         yield from self._body(events, None, "", Names(count()))
 
     def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:
@@ -386,7 +417,7 @@ class _Writer:
     def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: Names) -> Iterator[Event]:
         group = hooks.group("", recording.own) if "." not in call.module else None
         if tables := hooks.tables:
-            yield Load(TABLES, tables)
+            yield Load(TABLES, tables, source=hooks.unstreamed)
         yield from hooks.board()
         yield from hooks.begin(group, "") if group else ()
         yield from self._body(recording.events, hooks, "", names)

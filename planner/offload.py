@@ -36,13 +36,17 @@ class _Lent:
     The lists themselves stay with the hook until the component returns, and so do the tensors in them.
     """
 
-    def __init__(self, events: Iterable[Event], names: Container[str]) -> None:
-        self._events, self._names = tuple(events), names
+    def __init__(self, events: Iterable[Event], names: Container[str], *, remembering: bool) -> None:
+        self._events, self._names, self._remembering = tuple(events), names, remembering
         self._fresh = count(1 + max(map(_last, self._events), default=0))
         self._born: set[int] = set()
         """Buffers of the component that is under way."""
         self._late: list[int] = []
         """Buffers of its caller that it let go."""
+        self._makers: dict[int, str] = {}
+        """The component whose call left a buffer."""
+        self._here = ""
+        """The component whose body is written out here."""
         self._renamed: dict[int, int] = {}
         """Buffers whose number is not free yet."""
 
@@ -51,18 +55,20 @@ class _Lent:
         depth, inside = 0, False
         for event in self._events:
             if isinstance(event, Enter):
-                inside = inside if depth else event.module.partition(".")[0] in self._names
+                self._here = self._here if depth else event.module.partition(".")[0]
+                inside = inside if depth else self._here in self._names
                 depth += 1
+            self._note(event)
             yield from self._lent(event) if inside else (self._own(event),)
             if isinstance(event, Exit):
                 depth -= 1
                 if not depth:
                     yield from map(Free, self._late)
-                    inside, self._born, self._late = False, set(), []
+                    inside, self._here, self._born, self._late = False, "", set(), []
 
     def _lent(self, event: Event) -> Iterator[Event]:
         match event:
-            case Free(buffer) if buffer not in self._born:
+            case Free(buffer) if buffer not in self._born and not self._is_own(buffer):
                 self._late.append(self._renamed.pop(buffer, buffer))
                 return
             case Alloc(buffer):
@@ -71,6 +77,18 @@ class _Lent:
                 for _, buffer in kept:
                     self._begin(buffer)
         yield self._own(event)
+
+    def _is_own(self, buffer: int) -> bool:
+        return self._remembering and self._makers.get(buffer) == self._here
+
+    def _note(self, event: Event) -> None:
+        """Who made what comes to life here; nobody's are the pipeline's own."""
+        match event:
+            case Alloc(buffer):
+                self._makers[buffer] = self._here
+            case Call(_, module, kept):
+                maker = self._here or module.partition(".")[0]
+                self._makers |= {buffer: maker for _, buffer in kept}
 
     def _begin(self, buffer: int) -> None:
         self._born.add(buffer)
@@ -98,9 +116,14 @@ def _last(event: Event) -> int:
     return max((outer for _, outer in event.kept), default=0) if isinstance(event, Call) else 0
 
 
-def lent(events: tuple[Event, ...], names: Container[str]) -> tuple[Event, ...]:
-    """A course in which hooks hand these components copies of the lists they are given."""
-    return tuple(_Lent(events, names).events()) if any(isinstance(event, Enter) for event in events) else events
+def lent(events: tuple[Event, ...], names: Container[str], *, remembering: bool = False) -> tuple[Event, ...]:
+    """A course in which hooks hand these components copies of the lists they are given.
+
+    What one that is `remembering` made itself in an earlier call was in none of them.
+    """
+    if not any(isinstance(event, Enter) for event in events):
+        return events
+    return tuple(_Lent(events, names, remembering=remembering).events())
 
 
 def model_offload(program: Program) -> Program:
@@ -118,7 +141,7 @@ def _moved(program: Program) -> Iterator[Event]:
     here = {name for name in weights if name in program.excluded and name not in chain}
     yield from (Load(name, weights[name]) for name in weights if name in here)
     moved = {name for name in weights if name in chain or name not in program.excluded}
-    for event, called in calls(lent(program.events, moved)):
+    for event, called in calls(lent(program.events, moved, remembering=program.variant.remembers)):
         if isinstance(event, Cast):
             weights[event.component] = event.weights
             if event.component not in here:
@@ -141,7 +164,8 @@ def sequential_offload(program: Program) -> Program:
     stay = tuple(Load(c.name, c.weights if c.name in excluded else c.anchored) for c in program.components)
     moved = {c.name for c in program.components} - excluded
     recording = program.recordings[program.course]
-    course = streamed(replace(recording, events=lent(recording.events, moved)), excluded)
+    handed = lent(recording.events, moved, remembering=program.variant.remembers)
+    course = streamed(replace(recording, events=handed), excluded)
     events = tuple(e for e in course if not isinstance(e, Cast) or e.component in excluded)
     family = f"{program.family}/sequential"
     return replace(program, family=family, waiting=_all(program)).with_course(stay + events)

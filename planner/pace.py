@@ -13,11 +13,15 @@ from math import ceil, prod
 from planner import attention, host
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
-from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
+from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain, Source
 
 RETURN = 0.5
 """Share of that rate back to ordinary memory, whose pages must be made first: model offload takes FLUX.1's 33.7 GB
 there and back in 8 s (H100), 15.1 (huggingface/diffusers#11682) and 17 (RTX 4090), SDXL's 7 GB in 4.7 (A100)."""
+DISK = 1.4e9
+"""Bytes/s from an NVMe drive through a mapped file, as safetensors reads: 4.1 GB took 2.9 s longer than from the page
+cache (pegainfer-project/pegainfer#26, a laptop).  A drive that reads ahead gives more, one behind WSL far less
+(safetensors/safetensors#729)."""
 LEAF_SECONDS = 75e-6
 """Hook and copy set-up of one leaf under sequential offload (50–100 µs of accelerate's Python)."""
 GRAPH_SECONDS = {"none": 0.0, "jit": 5.0, "compile": 67.4, "regional": 9.6, "graphs": 67.4}
@@ -78,17 +82,21 @@ class Pace:
         each = self.device.issue or (reached.server if self.device.server else reached.desktop)
         return each * PYTHON[self.tracing] * (self._left() if isinstance(kernel, Plain) else 1.0)
 
-    def load(self, nbytes: int, leaves: int, *, whole: bool) -> float:
-        """Seconds until weights have arrived from ordinary host memory, as a whole component or leaf by leaf."""
-        return nbytes / self.device.pageable_rate + (0.0 if whole else LEAF_SECONDS * leaves)
+    def load(self, nbytes: int, leaves: int, *, whole: bool, source: Source = "pageable") -> float:
+        """Seconds until weights have arrived from ordinary host memory or disk, as a whole or leaf by leaf."""
+        read = nbytes / DISK if source == "disk" else 0.0
+        return read + nbytes / self.device.pageable_rate + (0.0 if whole else LEAF_SECONDS * leaves)
 
     def unload(self, nbytes: int) -> float:
         """Seconds until weights are back in ordinary host memory."""
         return nbytes / (self.device.return_rate or self.device.pageable_rate * RETURN)
 
-    def set_out(self, copies: int) -> float:
-        """Seconds of the host until so many copies are under way, in which it launches no kernels."""
-        return LEAF_SECONDS * copies
+    def set_out(self, copies: int, nbytes: int = 0, source: Source = "pinned") -> float:
+        """Seconds of the host until so many copies are under way, in which it launches no kernels.
+
+        What does not wait in pinned memory it first copies there, at the rate of a driver that does the same.
+        """
+        return LEAF_SECONDS * copies + (0.0 if source == "pinned" else self.load(nbytes, 0, whole=True, source=source))
 
     def fetch(self, nbytes: int) -> float:
         """Seconds of one copy from pinned host memory."""

@@ -137,13 +137,18 @@ class Cast(NamedTuple):
     weights: tuple[int, ...]
 
 
+Source = Literal["pinned", "pageable", "disk"]
+"""Where weights wait: in page-locked or ordinary host memory, or in a file."""
+
+
 class Load(NamedTuple):
-    """Weights arrive on the card from host memory, tensor by tensor."""
+    """Weights arrive on the card, tensor by tensor, and the kernels wait for them."""
 
     key: str
     weights: tuple[int, ...]
     stream: int = 0
     """Whose room they take; 0 is the stream of the kernels."""
+    source: Source = "pageable"
 
 
 class Drop(NamedTuple):
@@ -151,6 +156,8 @@ class Drop(NamedTuple):
 
     key: str
     copied: bool
+    late: bool = False
+    """Their room is of use only when the kernels launched so far have run (`record_stream`)."""
 
 
 class Empty(NamedTuple):
@@ -158,12 +165,16 @@ class Empty(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Weights set out for the card from pinned host memory, beside the kernels; their room is taken at once."""
+    """Weights set out for the card, beside the kernels; their room is taken at once.
+
+    From elsewhere than pinned memory the host first brings them there.
+    """
 
     key: str
     weights: tuple[int, ...]
     stream: int = 0
     """Whose room they take; 0 is the stream of the kernels."""
+    source: Source = "pinned"
 
 
 class Stay(NamedTuple):
@@ -276,6 +287,8 @@ class Setting(NamedTuple):
     """`call`, `denoiser` or `autoencoder`: whose calls are recorded anew."""
 
 
+CACHES = "step_cache"
+"""The technique under which the denoiser remembers earlier calls."""
 PLACED = 2**33
 """Added to a body's place among `Program.placed`: a body written anew for where its weights are."""
 
@@ -322,10 +335,10 @@ class Component:
     """Bytes of those buffers that stay on the card when the parameters are offloaded one by one."""
     traits: frozenset[str] = frozenset()
     """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, decode_chunks, attention_slicing,
-    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting; rows_apart: no row of a batch knows of
-    another; weight_norm: a hook before `forward` makes weights; lends_weights: a module uses weights of layers that it
-    does not call; lists_of_lists: its blocks are lists, which nobody calls; depthwise: it has convolutions channel by
-    channel; travels: its units are streamed."""
+    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; first_block, pyramid: caches
+    that its pipeline can have; rows_apart: no row of a batch knows of another; weight_norm: a hook before `forward`
+    makes weights; lends_weights: a module uses weights of layers that it does not call; lists_of_lists: its blocks are
+    lists, which nobody calls; depthwise: it has convolutions channel by channel; travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1
@@ -357,6 +370,11 @@ class Variant:
     def under(self, setting: Setting) -> Variant:
         """The variant with one more option."""
         return replace(self, settings=(*self.settings, setting))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the denoiser keeps something from call to call, so that it may be neither cut nor traced."""
+        return self.setting(CACHES) is not None
 
     def setting(self, technique: str) -> Setting | None:
         """The option of a technique, None where it stays off."""

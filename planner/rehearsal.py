@@ -11,11 +11,14 @@ from math import ceil
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
 from planner.blocks import Block
+from planner.clock import AHEAD
 from planner.cost import Cost, late, temporaries
 from planner.device import Device
+from planner.pace import VIEWS
 from planner.program import (
     PLACED,
     Alloc,
+    Aside,
     Call,
     Cast,
     Conv,
@@ -24,8 +27,10 @@ from planner.program import (
     Event,
     Fetch,
     Free,
+    Join,
     Load,
     Matmul,
+    Plain,
     Program,
     Run,
     Stay,
@@ -158,6 +163,7 @@ class _Stage:
         self.course = _Scene()
         self._program, self._device, self._cost, self.rounds = program, device, cost, rounds
         self._warm = False
+        self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
@@ -181,12 +187,16 @@ class _Stage:
             case Load(key, sizes, stream) | Fetch(key, sizes, stream) | Stay(key, sizes, stream):
                 blocks = [self.allocator.malloc(size, stream) for size in sizes]
                 scene.weights.setdefault(key, []).append(blocks)
-            case Drop(key):
-                self._release(scene.weights[key].pop())
+                if isinstance(event, Load):  # a copy for which the host waits, behind the kernels
+                    self.allocator.settle()
+            case Drop(key, _, late):
+                self._release(scene.weights[key].pop(), late=late)
             case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
                 self.allocator.empty_cache()
+            case Join() | Aside():
+                self.allocator.settle()
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         body = self._cost.body(self._program, recording, "none")
@@ -227,6 +237,9 @@ class _Stage:
 
     def _run(self, index: int) -> None:
         kernel = self._program.kernels[index]
+        if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
+            self._launched += 1
+            self.allocator.settle(self._launched - AHEAD)  # the host gets no further ahead of the card
         if not self._warm and isinstance(kernel, Matmul):
             self._warm = True
             self.allocator.malloc(workspace.cublas(self._device.compute_capability))
@@ -270,6 +283,9 @@ class _Stage:
             self.allocator.free(block)
         held.append(new)
 
-    def _release(self, blocks: list[Block | None]) -> None:
+    def _release(self, blocks: list[Block | None], *, late: bool = False) -> None:
         for block in blocks:
-            self.allocator.free(block)
+            if late:
+                self.allocator.free_late(block, self._launched)
+            else:
+                self.allocator.free(block)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from planner.cached import remembers
 from planner.packed import is_packed, parts
 
 SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -39,6 +40,8 @@ def fingerprint(module: torch.nn.Module, known: dict[int, Hashable], numbers: di
         children = tuple(
             (name, child and fingerprint(child, known, numbers)) for name, child in module._modules.items()
         )
+        if any(child is not None and remembers(child) for child in module._modules.values()):
+            raise Opaque("a module in which a hook remembers earlier calls")
         known[id(module)] = numbers.setdefault((type(module), weights, plain, children), ("module", len(numbers)))
     return known[id(module)]
 

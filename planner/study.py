@@ -24,7 +24,7 @@ from planner.plan import Plan
 from planner.pricing import EXPANDABLE, Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
-from planner.reasons import Shortage
+from planner.reasons import HOST, Shortage
 from planner.request import Request
 from planner.scenes import Limits
 from planner.techniques import DEFAULT
@@ -46,7 +46,7 @@ class Study:
     answers: Answers = field(default_factory=Answers, repr=False)
     """What was worked out before."""
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
-    _others: dict[Request, Study] = field(default_factory=dict, repr=False)
+    _others: dict[Request | str, Study] = field(default_factory=dict, repr=False)
 
     @collecting(SELDOM)
     def plan(self, device: Device, *, budget: int | None = None, host: int | None = None) -> Plan:
@@ -105,7 +105,7 @@ class Study:
         nearest = self._tried(order)
         if isinstance(nearest, Plan):
             return nearest
-        for other in self._resorts(nearest[0]):
+        for other in self._resorts(*nearest, order):
             with suppress(BadRequest):
                 found = other._tried(order)
                 if isinstance(found, Plan):
@@ -120,8 +120,13 @@ class Study:
         except NothingFits as nothing:
             return nothing, pricer
 
-    def _resorts(self, nothing: NothingFits) -> Iterator[Study]:
-        """The same with a technique named that is kept for when the components at work in that phase find no room."""
+    def _resorts(self, nothing: NothingFits, pricer: Pricer, order: reasons.Order) -> Iterator[Study]:
+        """The same with what is kept for when host memory cannot hold the weights, or with a technique named that is
+        kept for when the components at work in that phase find no room.
+        """
+        whole = sum(sum(part.weights) for part in pricer.price(()).program.components)
+        if order.host is not None and order.host < whole:
+            yield self._spared()
         traits = {part.name: part.traits for part in nothing.leanest.program.components}
         over = traits.get(nothing.phase.partition(".")[0], frozenset[str]())
         decided = {*self.request.without, *(name.partition("=")[0] for name in self.request.use)}
@@ -131,6 +136,13 @@ class Study:
                 if named not in self._others:
                     self._others[named] = replace(self, request=named, _pricers={}, _others={})
                 yield self._others[named]
+
+    def _spared(self) -> Study:
+        """The same with techniques that need next to no host memory."""
+        if HOST not in self._others:
+            spared = tuple(getattr(technique, "spared", lambda t=technique: t)() for technique in self.techniques)
+            self._others[HOST] = replace(self, techniques=spared, _pricers={}, _others={})
+        return self._others[HOST]
 
     @collecting(SELDOM)
     def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
@@ -194,7 +206,7 @@ class Study:
 def _least(found: tuple[NothingFits, Pricer], order: reasons.Order) -> float:
     """The smallest budget that would do; none does where host memory is short."""
     missing = reasons.shortage(*found, order)
-    return inf if missing.phase == reasons.HOST else missing.smallest_budget
+    return inf if missing.phase == HOST else missing.smallest_budget
 
 
 def opened(

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.weight_norm import WeightNorm
 
 from planner.arguments import EMBEDDED, call_arguments, decodes_in_chunks
+from planner.cached import takes_first_block, takes_pyramid
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
@@ -52,8 +53,7 @@ class Tracer:
         self._programs: dict[tuple[Request, Variant], Program] = {}
         self.casting = Casting(self._recorder, self._replay)
         self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]]] = {}
-        for name, module in ghost.modules():
-            self._wrap(name, module)
+        self._dress()
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of one call.  Raises TraceFailed with the pipeline's own words."""
@@ -75,8 +75,7 @@ class Tracer:
             return None
         base = self.trace(request, plain)
         events = list(base.recordings[base.course].events)
-        self._prepare(self._ghost, variant)
-        self._replay.forget_fingerprints()
+        self._ready(variant)
         asked = {module: iter(calls) for module, calls in self._asked[request, plain].items()}
         for place, event in enumerate(events):
             if isinstance(event, Call) and event.module.partition(".")[0] in coders:
@@ -112,10 +111,9 @@ class Tracer:
         return Call(events[0].recording, call.module, tuple((inner, outer) for (inner, _), (_, outer) in kept))
 
     def _traced(self, request: Request, variant: Variant) -> Program:
-        self._prepare(self._ghost, variant)
+        self._ready(variant)
         self._replay.asked = {}
         self._replay.resting.clear()
-        self._replay.forget_fingerprints()
         components = tuple(self._component(name, module) for name, module in self._ghost.modules())
         arguments = call_arguments(self._ghost.pipe, request, variant)
         recorder = self._recorder
@@ -165,21 +163,35 @@ class Tracer:
         finally:
             self._recorder.abandon()
 
-    def _wrap(self, component: str, module: torch.nn.Module) -> None:
-        buffers = offloads_buffers(module)
-        for path, part in module.named_modules():
-            self._replay.wrap(part, "forward", _relative(module, path) or component, buffers=buffers)
+    def _ready(self, variant: Variant) -> None:
+        """Bring the ghost to a variant."""
+        self._prepare(self._ghost, variant)
+        self._dress()
+        self._replay.forget_fingerprints()
+
+    def _dress(self) -> None:
+        """Have all modules recorded: those there from the start, and those that settings added."""
+        for name, module in self._ghost.modules():
+            fresh = [(path, part) for path, part in module.named_modules() if not _is_dressed(part)]
+            if fresh and fresh[0][1] is module:
+                self._wrap_methods(name, module)
+            for path, part in fresh:
+                self._wrap(name, module, path, part)
+
+    def _wrap(self, component: str, root: torch.nn.Module, path: str, part: torch.nn.Module) -> None:
+        self._replay.wrap(part, "forward", _relative(root, path) or component, buffers=offloads_buffers(root))
+        for method in MASKS:
+            if callable(getattr(part, method, None)):
+                self._replay.wrap_mask(part, method)
+        object.__setattr__(part, "_apply", _Applier(self, component, root, part))
+
+    def _wrap_methods(self, component: str, module: torch.nn.Module) -> None:
         for method in METHODS:
             if callable(getattr(module, method, None)):
                 self._replay.wrap(module, method, f"{component}.{method}")
         for method, dimension in BLENDS.items():
             if callable(getattr(module, method, None)):
                 self._replay.wrap_blend(module, method, dimension)
-        for part in module.modules():
-            for method in MASKS:
-                if callable(getattr(part, method, None)):
-                    self._replay.wrap_mask(part, method)
-            object.__setattr__(part, "_apply", _Applier(self, component, module, part))
 
     def changed(self, component: str, module: torch.nn.Module, part: torch.nn.Module) -> None:
         """Weights of a part of a component were cast, perhaps while the pipeline ran."""
@@ -229,6 +241,10 @@ class _Applier:
         return self._part
 
 
+def _is_dressed(part: torch.nn.Module) -> bool:
+    return isinstance(vars(part).get("_apply"), _Applier)
+
+
 def _once(
     tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor], done: dict[int, torch.Tensor]
 ) -> torch.Tensor:
@@ -274,6 +290,7 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("layerwise_casting", hasattr(module, "enable_layerwise_casting") and not packs(module)),
         ("quantized", packs(module)),
         ("clinging", clings(module)),
+        ("fuses_qkv", hasattr(module, "fuse_qkv_projections") and any(map(_fuses, module.modules()))),
         ("weight_norm", any(map(_makes_weights, module.modules()))),
         ("lends_weights", any(map(_lends_weights, module.modules()))),
         ("lists_of_lists", any(map(_is_list_of_lists, module.children()))),
@@ -281,6 +298,11 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("conv2d", 4 in ranks and 5 not in ranks),
         ("depthwise", any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels for m in module.modules())),
     )
+
+
+def _fuses(part: torch.nn.Module) -> bool:
+    """Whether diffusers makes one projection of an attention's three."""
+    return hasattr(part, "fuse_projections") and getattr(part, "_supports_qkv_fusion", True)
 
 
 def _makes_weights(part: torch.nn.Module) -> bool:
@@ -307,6 +329,8 @@ def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ..
     return (
         ("rows_apart", _keeps_rows_apart(module, pipe)),
         ("decode_chunks", is_autoencoder(module) and decodes_in_chunks(pipe)),
+        ("first_block", takes_first_block(pipe, module)),
+        ("pyramid", takes_pyramid(pipe, module)),
     )
 
 

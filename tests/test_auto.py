@@ -118,7 +118,7 @@ class Fused:
     """A third party's technique: QKV projections fused; or one that fails half way."""
 
     fails: bool
-    name: str = "fused_qkv"
+    name: str = "one_product"
     scope: Scope = "denoiser"
 
     def options(self, program: Program, device: planner.Device, request: planner.Request) -> tuple[Option, ...]:
@@ -144,8 +144,10 @@ def test_an_error_half_way_takes_everything_back(tmp_path: Path) -> None:
     pipe = made("sd", tmp_path)
     state = snapshot(pipe)
     plan = planner.plan(pipe, budget="8GB", device=CARD, **SMALL)
-    chosen = options(("channels_last_denoiser", "unet"), ("vae_tiling", 64), ("placement", "model"), ("fused_qkv", ""))
-    with pytest.raises(planner.ApplyFailed, match=r"fused_qkv.*no kernel for it here; the pipeline is as it was"):
+    chosen = options(
+        ("channels_last_denoiser", "unet"), ("vae_tiling", 64), ("placement", "model"), ("one_product", "")
+    )
+    with pytest.raises(planner.ApplyFailed, match=r"one_product.*no kernel for it here; the pipeline is as it was"):
         configure(pipe, replace(plan, options=chosen), techniques=(*DEFAULT, Fused(fails=True)), device="cpu")
     assert state.difference(snapshot(pipe)) == ()
     assert not is_applied(pipe)
@@ -155,7 +157,7 @@ def test_a_third_partys_technique_is_planned_with(tmp_path: Path) -> None:
     pipe = made("sd", tmp_path)
     techniques = (*DEFAULT, Fused(fails=False))
     plan = planner.plan(pipe, budget="8GB", device=CARD, techniques=techniques, **SMALL)
-    assert any(rejection.what == "fused_qkv" for rejection in plan.rejected)
+    assert any(rejection.what == "one_product" for rejection in plan.rejected)
 
 
 def test_a_plan_is_for_its_own_pipeline_class(tmp_path: Path) -> None:
@@ -175,6 +177,23 @@ def test_the_host_decodes_where_nothing_else_fits(tmp_path: Path) -> None:
     assert tight.request.use == ()
     with pytest.raises(planner.Infeasible, match="smallest budget that would do is 7"):
         planner.plan("sd15", budget="700MB", host_ram="64GB", **request)
+
+
+def test_weights_wait_on_disk_only_where_host_memory_cannot_hold_them(tmp_path: Path) -> None:
+    request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "budget": "2GB"}
+    for room, on_disk in (("8GB", False), ("1GB", True)):
+        placed = planner.plan("sd15", host_ram=room, **request).option("placement")
+        assert placed is not None
+        assert ("disk" in str(placed.value)) == on_disk
+    with pytest.raises(planner.Infeasible):
+        planner.plan("sd15", host_ram="1GB", **{**request, "without": ["placement"]})
+
+
+def test_a_component_that_stays_need_not_be_named(tmp_path: Path) -> None:
+    request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "steps": 2, "host_ram": "64GB"}
+    placed = planner.plan("sdxl", use=["placement=group_leaf_stream_record"], **request).option("placement")
+    assert placed is not None
+    assert placed.value == "group_leaf_stream_record-without-vae"
 
 
 def test_when_nothing_fits_the_smallest_budget_does(tmp_path: Path) -> None:

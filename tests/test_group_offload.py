@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from techniques.programs import device
 
+from planner.cost import Cost
 from planner.group_offload import Grouping, group_offload, groupable, host_bytes, pinned
 from planner.program import (
     Alloc,
@@ -25,6 +27,7 @@ from planner.program import (
     Exit,
     Fetch,
     Free,
+    Join,
     Load,
     Plain,
     Program,
@@ -35,6 +38,7 @@ from planner.program import (
     Unit,
     Variant,
 )
+from planner.rehearsal import rehearse
 from planner.trace import component_of
 
 BLOCK, LEAF = Grouping(blocks=1), Grouping()
@@ -157,9 +161,32 @@ def test_leaves_are_fetched_while_the_one_before_runs() -> None:
         assert order.index(("Fetch", after)) < order.index(("Drop", before)) < order.index(("Await", after))
 
 
-def test_what_is_pinned_in_flight_waits_for_its_copy() -> None:
-    _, second = passes(group_offload(denoiser(), replace(LEAVES_AHEAD, pinned=False), ("unet",)))
-    assert {event for event, _, _ in second} == {"Load", "Drop"}
+@pytest.mark.parametrize(("changes", "source"), [({"pinned": False}, "pageable"), ({"disk": True}, "disk")])
+def test_what_is_pinned_in_flight_travels_alike_and_costs_the_host(changes: dict[str, bool], source: str) -> None:
+    plain, other = (group_offload(denoiser(), g, ("unet",)) for g in (LEAVES_AHEAD, replace(LEAVES_AHEAD, **changes)))
+    assert travels(other) == travels(plain)
+    assert {event.source for event in flat(other) if isinstance(event, Fetch)} == {source}
+    most = 16 + 128 + 32 + 256 + 64
+    assert other.waiting == most + (0 if source == "disk" else sum(WEIGHTS)), "one leaf at a time, each in its size"
+    slower, quicker = (sum(phase.seconds for phase in Cost(device()).phases(p)) for p in (other, plain))
+    assert slower > quicker
+
+
+def test_on_disk_host_memory_holds_what_is_on_its_way() -> None:
+    program = group_offload(denoiser(), replace(BLOCK, disk=True), ("unet",))
+    assert {event.source for event in flat(program) if isinstance(event, Load)} == {"disk"}
+    assert program.waiting == 16 + 128 + 32 + 256 + 64, "groups of 10, 100 and 20, and 200 and 40"
+
+
+def test_recorded_streams_spare_the_host_and_keep_room_longer() -> None:
+    plain, recorded = (
+        group_offload(denoiser(6), g, ("unet",)) for g in (LEAVES_AHEAD, replace(LEAVES_AHEAD, record=True))
+    )
+    assert not any(isinstance(event, Join) for event in flat(recorded))
+    assert all(event.late for event in flat(recorded) if isinstance(event, Drop))
+    one, other = rehearse(plain, device()), rehearse(recorded, device())
+    assert other.allocated == one.allocated
+    assert other.reserved >= one.reserved
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from((BLOCK, LEAF, AHEAD, LEAVES_AHEAD)))

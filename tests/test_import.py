@@ -43,6 +43,7 @@ ROOMS = (
         "blueprint",
         "streamable",
         "groupable",
+        "cached",
     ),
     *("holding", "double", "ghost", "strides", "metas", "signature"),
     *(

@@ -273,6 +273,17 @@ def test_what_survives_under_another_number_ends_under_it() -> None:
     )  # fmt: skip
 
 
+def test_what_a_remembering_component_kept_itself_was_in_no_list() -> None:
+    course = (
+        Alloc(0, 100), Call(0, "unet", ((0, 1), (1, 2))), Free(1), Enter("unet", ()), Free(2), Free(0), Alloc(0, 5),
+        Exit(), Enter("unet", ()), Free(0), Alloc(0, 5), Exit(), Free(0),
+    )  # fmt: skip
+    assert lent(course, {"unet"}, remembering=True) == (
+        Alloc(0, 100), Call(0, "unet", ((0, 1), (1, 2))), Free(1), Enter("unet", ()), Free(2), Alloc(3, 5), Exit(),
+        Free(0), Enter("unet", ()), Free(3), Alloc(0, 5), Exit(), Free(0),
+    )  # fmt: skip
+
+
 @st.composite
 def handed(draw: st.DrawFn) -> tuple[Event, ...]:
     """A course as it is recorded: buffers take the lowest free number and end anywhere; components are never nested."""

@@ -8,12 +8,14 @@ from planner.techniques.channels_last import ChannelsLast
 from planner.techniques.decode_chunks import DecodeChunks
 from planner.techniques.expandable_segments import ExpandableSegments
 from planner.techniques.forward_chunks import ForwardChunks
+from planner.techniques.fused_qkv import FusedQkv
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
 from planner.techniques.quantization import Quantization
 from planner.techniques.split import Split
+from planner.techniques.step_cache import StepCache
 from planner.techniques.streaming import Streaming
 from planner.techniques.tracing import Tracing
 from planner.techniques.vae_frames import VaeFrames
@@ -24,6 +26,7 @@ from planner.techniques.vae_tiling import VaeTiling
 DEFAULT: tuple[Technique, ...] = (
     ExpandableSegments(),
     Precision(),
+    FusedQkv(),
     LayerwiseCasting(),
     Quantization(),
     ChannelsLast("denoiser"),
@@ -35,6 +38,7 @@ DEFAULT: tuple[Technique, ...] = (
     AttentionBackend(),
     VaeOnHost(),
     ForwardChunks(),
+    StepCache(),
     MicroBatch(),
     Streaming(),
     Placement(),

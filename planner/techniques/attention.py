@@ -11,13 +11,15 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.program import Attention, Call, Component, Enter, Exit, Program, Run, Variant
 from planner.request import Request
+from planner.techniques.attention_libraries import LIBRARIES
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
 
-DISPATCHED = {
+TORCHS = {
     "flash": "_native_flash", "efficient": "_native_efficient", "cudnn": "_native_cudnn", "math": "_native_math",
     "xformers": "xformers",
 }  # fmt: skip
+DISPATCHED = TORCHS | {name: library.backend for name, library in LIBRARIES.items()}
 """Names of diffusers' `set_attention_backend`."""
 KERNELS = ("flash", "mem_efficient", "cudnn", "math")
 """Kernels that torch.backends.cuda can switch, by the middle of their functions' names."""
@@ -29,25 +31,41 @@ TRAITS = ("attention_backend", "processors", "attention_slicing")
 
 @dataclass(frozen=True, slots=True)
 class AttentionBackend:
-    """One backend for every attention that diffusers can switch.  Exact: the same sum in another order."""
+    """One backend for every attention that diffusers can switch.  Exact: the same sum in another order.
+
+    Kernels of other packages are for those who name them: what they gain is not known well enough to be promised.
+    """
 
     name: str = "attention"
     scope: Scope = "call"
     needs: str = "a model whose attention diffusers can switch, and a card, dtype and head size that some kernel serves"
 
-    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
-        return tuple(
-            Option(technique=self.name, value=backend, calls=calls)
-            for backend in (*DISPATCHED, "sliced")
-            if (calls := _calls(program, backend)) and _serves(program, device, backend)
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
+        named = [name for name in LIBRARIES if f"{self.name}={name}" in request.use]
+        return (
+            *(
+                Option(technique=self.name, value=backend, calls=calls)
+                for backend in (*TORCHS, "sliced")
+                if (calls := _calls(program, backend)) and _serves(program, device, backend)
+            ),
+            *(
+                Option(technique=self.name, value=name, fidelity=LIBRARIES[name].fidelity, calls=_calls(program, name))
+                for name in named
+                if request.fidelity >= LIBRARIES[name].fidelity and not self.lacks(name, program, device)
+            ),
         )
+
+    def lacks(self, value: str, program: Program, device: Device) -> str:
+        """What kernels of another package need and do not find, in words that follow "it"."""
+        library = LIBRARIES.get(value)
+        return library.lacks(_attentions(program, value) if _dispatching(program) else (), device) if library else ""
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
         return variant
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         backend = str(option.value)
-        undo = in_reverse((_remember_processors(pipe), _remember_process()))
+        undo = in_reverse((remember_processors(pipe), _remember_process()))
         with undone_on_error(undo):
             if backend == "sliced":
                 _slice(pipe)
@@ -106,8 +124,7 @@ def fits(backend: str, kernel: Attention) -> bool:
 
 def _serves(program: Program, device: Device, backend: str) -> bool:
     """Whether card and library have it, and some kernel can use it; where diffusers dispatches, every kernel must."""
-    kernels = [program.kernels[index] for index in _candidates(program, backend)]
-    attentions = [kernel for kernel in kernels if isinstance(kernel, Attention)]
+    attentions = _attentions(program, backend)
     fitting = [fits(backend, kernel) for kernel in attentions]
     enough = all(fitting) if _dispatching(program) else any(fitting)
     return bool(attentions) and enough and all(_card_serves(device, backend, kernel.dtype) for kernel in attentions)
@@ -159,6 +176,11 @@ def _candidates(program: Program, backend: str) -> frozenset[int]:
     )
 
 
+def _attentions(program: Program, backend: str) -> list[Attention]:
+    kernels = (program.kernels[index] for index in _candidates(program, backend))
+    return [kernel for kernel in kernels if isinstance(kernel, Attention)]
+
+
 def _indices(program: Program, backend: str) -> frozenset[int]:
     """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too."""
     kernels, whole = program.kernels, backend in SWITCHED_OFF and not _dispatching(program)
@@ -196,7 +218,7 @@ def _owner(module: str, owner: str, components: set[str]) -> str:
     return module.partition(".")[0] if not owner and module.partition(".")[0] in components else owner
 
 
-def _remember_processors(pipe: Any) -> Undo:
+def remember_processors(pipe: Any) -> Undo:
     """The processor object of every attention, and the backend each of them asks for."""
     undos: list[Undo] = []
     for model in modules(pipe).values():

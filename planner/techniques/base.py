@@ -54,9 +54,11 @@ class Technique(Protocol):
 
     A technique offers only what the program and the device allow; a clash with an earlier technique shows as an
     option that is not offered.  It may have `needs`, words that end the sentence "it needs …": the reason given to
-    someone who names it where nothing is offered; and a method `refusal`, of a value and a program, for a sentence of
-    its own.  One that is offered only to those who name it may say what it `relieves`, traits of components: it is then
-    named where nothing fits for want of room there.
+    someone who names it where nothing is offered; or a method `lacks` of a value, program and device, for words that
+    end "it …" where one value is not offered.  One that is offered only to those who name it may say what it
+    `relieves`, traits of components: it is then named where nothing fits for want of room there.  One that can do with
+    next to no host memory may have a method `spared`, which gives the technique that offers that, too: it is asked
+    where nothing fits and host memory cannot hold the weights.
     """
 
     @property

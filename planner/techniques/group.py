@@ -7,8 +7,9 @@ removing each hook, giving modules their own `forward` back, and taking weights 
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from planner.group_offload import Grouping, group_offload, groupable
 from planner.groupable import moves
 from planner.program import Program
 from planner.techniques.live import Undo, in_reverse, modules, parts, remember, tensors, undone_on_error
+from planner.units import format_bytes
 
 GROUPINGS = {
     "group_block": Grouping(blocks=1),
@@ -27,6 +29,23 @@ GROUPINGS = {
     "group_leaf_stream": Grouping(stream=True),
 }
 """Settings by the name under which a plan chooses them."""
+ON_DISK = {
+    "group_block_disk": Grouping(blocks=1, disk=True),
+    "group_leaf_disk": Grouping(disk=True),
+    "group_block_stream_disk": Grouping(blocks=1, stream=True, disk=True),
+    "group_leaf_stream_disk": Grouping(stream=True, disk=True),
+}
+"""Slower by far; for those who name them, and where host memory cannot hold the weights."""
+NAMED = {
+    "group_block_stream_low_cpu_mem": Grouping(blocks=1, stream=True, pinned=False),
+    "group_leaf_stream_low_cpu_mem": Grouping(stream=True, pinned=False),
+    "group_block_stream_record": Grouping(blocks=1, stream=True, record=True),
+    "group_leaf_stream_record": Grouping(stream=True, record=True),
+}
+"""For those who name them: `streaming` pins no byte too many, and recording gains little for memory less well known."""
+ALL = GROUPINGS | ON_DISK | NAMED
+STREAMING = ("use_stream", "record_stream", "low_cpu_mem_usage")
+"""Arguments for devices with streams."""
 HOOKS = ("lazy_prefetch_group_offloading", "layer_execution_tracker", "group_offloading")
 """Names of the hooks diffusers registers."""
 _VALUE = re.compile(r"(group_\w+?)(?:-without-(\w+(?:\+\w+)*))?")
@@ -43,8 +62,8 @@ class Choice:
     def of(cls, value: str) -> Choice:
         """What `group_leaf_stream-without-vae` stands for.  Raises BadRequest."""
         match = _VALUE.fullmatch(value)
-        if match is None or match[1] not in GROUPINGS:
-            raise BadRequest(f"{value!r} is none of the {len(GROUPINGS)} group settings; use {', '.join(GROUPINGS)}.")
+        if match is None or match[1] not in ALL:
+            raise BadRequest(f"{value!r} is none of the {len(ALL)} group settings; use {', '.join(ALL)}.")
         return cls(match[1], tuple(match[2].split("+")) if match[2] else ())
 
     @property
@@ -55,24 +74,29 @@ class Choice:
     @property
     def grouping(self) -> Grouping:
         """The setting by its parts."""
-        return GROUPINGS[self.name]
+        return ALL[self.name]
 
     @property
-    def call(self) -> str:
-        """The plain diffusers code."""
+    def calls(self) -> tuple[str, ...]:
+        """The plain diffusers code; onto disk it would write what two components name alike to one file."""
+        if self.grouping.disk:
+            return (
+                "from planner.techniques.group import onto_disk",
+                f'onto_disk(pipe, {_literal(self.value)}, "offload")',
+            )
         given = [f"{name}={_literal(value)}" for name, value in settings(self.grouping).items()]
         given += [f"exclude_modules=[{', '.join(map(_literal, self.without))}]"] if self.without else []
-        return f'pipe.enable_group_offload(torch.device("cuda"), {", ".join(given)})'
+        return (f'pipe.enable_group_offload(torch.device("cuda"), {", ".join(given)})',)
 
 
-def choices(program: Program) -> Iterator[Choice]:
+def choices(program: Program, groupings: Mapping[str, Grouping] = GROUPINGS) -> Iterator[Choice]:
     """The settings under which at least one component travels; by blocks only where the denoiser has blocks.
 
     None where a component is quantized: undoing would have to swap what its weights are packed in.
     """
     if any("quantized" in component.traits for component in program.components):
         return
-    for name, grouping in GROUPINGS.items():
+    for name, grouping in groupings.items():
         able = {c.name for c in program.components if groupable(program, c.name, grouping)}
         working = [c for c in program.components if c.name in able and "denoiser" in c.traits]
         if working and (not grouping.blocks or any(stack.lists for c in working for stack in c.stacks)):
@@ -90,14 +114,15 @@ def settings(grouping: Grouping) -> dict[str, Any]:
     given: dict[str, Any] = {"offload_type": "block_level" if grouping.blocks else "leaf_level"}
     given |= {"num_blocks_per_group": grouping.blocks} if grouping.blocks else {}
     given |= {"use_stream": True} if grouping.stream else {}
+    given |= {"record_stream": True} if grouping.record else {}
     return given | ({"low_cpu_mem_usage": True} if grouping.stream and not grouping.pinned else {})
 
 
 def offload(pipe: Any, grouping: Grouping, without: Iterable[str], device: str, folder: Path | None = None) -> Undo:
     """Switch group offload on for all components but those of `without`, which go to `device`; return what undoes it.
 
-    With a `folder` the weights wait on disk, in a new folder in it, which must outlast the hooks.  A device without
-    streams copies without them: the same hooks, the same numbers.
+    With a `folder` the weights wait on disk, in a new folder in it, which must outlast the hooks and goes when they are
+    taken off.  A device without streams copies without them: the same hooks, the same numbers.
     """
     import torch
 
@@ -109,14 +134,30 @@ def offload(pipe: Any, grouping: Grouping, without: Iterable[str], device: str, 
         )
     target, given = torch.device(device), settings(grouping)
     if target.type == "cpu":
-        given = {name: value for name, value in given.items() if name not in ("use_stream", "low_cpu_mem_usage")}
-    undo = in_reverse((_remembered(pipe), lambda: _unhook(pipe)))
+        given = {name: value for name, value in given.items() if name not in STREAMING}
+    travelling = [module for name, module in modules(pipe).items() if name not in staying]
+    files = _files(travelling, folder) if folder else None
+    undo = in_reverse(
+        (
+            partial(shutil.rmtree, files) if files else in_reverse(()),
+            _remembered(pipe),
+            _untied(travelling if files and not grouping.blocks else ()),
+            lambda: _unhook(pipe),
+        )
+    )
     with undone_on_error(undo):
-        if folder is None:
-            pipe.enable_group_offload(target, torch.device("cpu"), exclude_modules=staying, **given)
+        if files:
+            _one_by_one(pipe, staying, target, files, given)
         else:
-            _one_by_one(pipe, staying, target, Path(tempfile.mkdtemp(dir=folder)), given)
+            pipe.enable_group_offload(target, torch.device("cpu"), exclude_modules=staying, **given)
     return undo
+
+
+def onto_disk(pipe: Any, value: str, folder: str | Path, *, device: str = "cuda") -> Undo:
+    """Switch on a group setting whose weights wait in files in `folder`; return what undoes it and removes them."""
+    choice = Choice.of(value)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return offload(pipe, choice.grouping, choice.without, device, Path(folder))
 
 
 def remove_group_offload(pipe: Any) -> None:
@@ -145,20 +186,42 @@ def _one_by_one(pipe: Any, staying: Iterable[str], target: Any, folder: Path, gi
         if name in staying:
             module.to(target)
             continue
-        if given["offload_type"] == "leaf_level" and (tied := _tied(module)):
-            raise ApplyFailed(
-                f"{tied} of {name} belongs to 2 modules, and diffusers would write it to disk twice, the second time "
-                f"empty; keep {name} in memory."
-            )
         switch_on = getattr(module, "enable_group_offload", None) or partial(apply_group_offloading, module)
         switch_on(target, torch.device("cpu"), offload_to_disk_path=str(folder / name), **given)
 
 
-def _tied(module: Any) -> str:
-    """The first parameter that two modules hold; empty where none is."""
-    every = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    once = {name for name, _ in module.named_parameters()}
-    return next((name for name in every if name not in once), "")
+def _files(travelling: Iterable[Any], folder: Path) -> Path:
+    """A new folder in this one.  Raises ApplyFailed where the weights would not fit."""
+    size = sum(tensor.nbytes for module in travelling for tensor in (*module.parameters(), *module.buffers()))
+    if size > (free := shutil.disk_usage(folder).free):
+        raise ApplyFailed(
+            f"{format_bytes(size)} of weights are to wait in {folder}, where {format_bytes(free)} are free; name "
+            "another folder with Placement(folder=…)."
+        )
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
+def _untied(travelling: Iterable[Any]) -> Undo:
+    """A parameter object for each module that holds a weight, over the same bytes.
+
+    diffusers writes a shared one to disk twice, and empty the second time.
+    """
+    import torch
+
+    seats: list[tuple[Any, dict[str, Any]]] = []
+    seen: set[int] = set()
+    for table in (part._parameters for module in travelling for part in module.modules()):
+        for name, weight in table.items():
+            if weight is not None and id(weight) in seen:
+                seats.append((table, {name: weight}))
+                table[name] = torch.nn.Parameter(weight.data, requires_grad=weight.requires_grad)
+            seen.add(id(weight))
+
+    def undo() -> None:
+        for table, tenants in seats:
+            table.update(tenants)
+
+    return undo
 
 
 def _remembered(pipe: Any) -> Undo:

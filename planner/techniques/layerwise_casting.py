@@ -108,7 +108,7 @@ def _check_room(able: dict[str, Any]) -> None:
 
 def _remember(name: str, module: Any, *, keep: bool) -> Undo:
     """What takes the hooks off and puts the weights back, or says that they are gone."""
-    hooks = in_reverse([_remember_hooks(part) for part in module.modules()])
+    hooks = in_reverse([remember_hooks(part) for part in module.modules()])
     if not keep:
         return in_reverse([_gone(name), hooks])
     before = [(tensor, tensor.data.cpu(), tensor.device, tensor.dtype) for tensor in _weights(module)]
@@ -121,7 +121,7 @@ def _remember(name: str, module: Any, *, keep: bool) -> Undo:
     return in_reverse([restore, hooks])
 
 
-def _remember_hooks(part: Any) -> Undo:
+def remember_hooks(part: Any) -> Undo:
     """The registry of diffusers' hooks on a module, and what is in it."""
     attributes, registry = remember(part, "forward", "_diffusers_hook"), getattr(part, "_diffusers_hook", None)
     if registry is None:

@@ -30,6 +30,8 @@ class MicroBatch:
     needs: str = "a denoiser that is called with several rows which know nothing of each other"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+        if program.variant.remembers:  # each part would take the others' states for its own
+            return ()
         able = [component for component in program.components if _can(component)]
         most = max((component.rows for component in able), default=1)
         return tuple(

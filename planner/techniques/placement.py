@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
+from planner.group_offload import Grouping
 from planner.groupable import moves
 from planner.offload import model_offload, resident, sequential_offload
 from planner.packed import is_packed, is_wrapped
@@ -33,6 +35,10 @@ class Placement:
 
     device: str = ""
     """Where the pipeline computes; empty: cuda where there is one, else cpu."""
+    folder: str = ""
+    """Where files of weights go that wait on disk; empty: the user's cache."""
+    sparing: bool = False
+    """Whether weights may wait on disk though nobody named it."""
     name: str = "placement"
     scope: Scope = "call"
 
@@ -51,10 +57,21 @@ class Placement:
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
             *(
-                Option(technique=self.name, value=choice.value, calls=(choice.call,))
-                for choice in group.choices(program)
+                Option(technique=self.name, value=choice.value, calls=choice.calls)
+                for choice in group.choices(program, self._groupings(request))
             ),
         )
+
+    def spared(self) -> Placement:
+        """The same with what needs next to no host memory on offer."""
+        return replace(self, sparing=True)
+
+    def _groupings(self, request: Request) -> dict[str, Grouping]:
+        """Those everybody gets, and what is named."""
+        values = (value for name, _, value in (used.partition("=") for used in request.use) if name == self.name)
+        named = {value.partition("-")[0] for value in values}
+        further = {name: grouping for name, grouping in (group.ON_DISK | group.NAMED).items() if name in named}
+        return group.GROUPINGS | (group.ON_DISK if self.sparing else {}) | further
 
     def variant(self, variant: Variant, option: Option) -> Variant:  # noqa: ARG002
         return variant
@@ -64,6 +81,8 @@ class Placement:
         device = self.device or default_device()
         if option.value not in REWRITES:
             choice = group.Choice.of(str(option.value))
+            if choice.grouping.disk:
+                return group.onto_disk(pipe, choice.value, self.folder or _folder(), device=device)
             return group.offload(pipe, choice.grouping, choice.without, device)
         undo = remember_places(pipe)
         with undone_on_error(undo):
@@ -80,6 +99,13 @@ class Placement:
     def rewrite(self, program: Program, option: Option) -> Program:
         value = str(option.value)
         return REWRITES[value](program) if value in REWRITES else group.rewritten(program, group.Choice.of(value))
+
+
+def _folder() -> Path:
+    """Not that of temporary files, which often lies in memory."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("vram-planner")) / "weights"
 
 
 def _settle(pipe: Any, device: str) -> None:

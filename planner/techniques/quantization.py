@@ -59,17 +59,14 @@ class Quantization:
             if calls
         )
 
-    def refusal(self, value: str, program: Program) -> str:
+    def lacks(self, value: str, program: Program, device: Device) -> str:  # noqa: ARG002
         """Why a way to quantize is not on offer; empty where that is plain."""
         if value not in packing.BITS or any("quantized" in part.traits for part in program.components):
             return ""
         if not all("unread" in part.traits for part in program.components):
-            return (
-                f"quantization={value} is chosen while loading and this {program.pipeline} is loaded; use planner.load."
-            )
+            return "is chosen while loading, and this one is loaded; use planner.load"
         if importlib.util.find_spec(packing.LIBRARY) is None:
-            library = packing.LIBRARY
-            return f"quantization={value} needs {library}, which is not installed: pip install {library}."
+            return f"needs {packing.LIBRARY}, which is not installed: pip install {packing.LIBRARY}"
         return ""
 
     def variant(self, variant: Variant, option: Option) -> Variant:

@@ -33,7 +33,7 @@ class Tracing:
     needs: str = "several calls of one shape (calls=2 or more) and a denoiser whose weights stay on the card"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
-        if request.calls < 2:
+        if request.calls < 2 or program.variant.remembers:  # a graph takes one way, and caches two
             return ()
         denoisers = tuple(component for component in program.components if "denoiser" in component.traits)
         able = (("jit", _jit_calls(program, denoisers)), ("compile", _compile_calls(program, denoisers)))

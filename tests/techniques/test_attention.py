@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
-from planner.errors import ApplyFailed
+from planner.attention import requests
+from planner.demands import Demand, chosen
+from planner.errors import ApplyFailed, BadRequest
+from planner.pace import Pace
 from planner.program import Attention, Program
-from planner.request import Request
+from planner.request import Fidelity, Request
 from planner.snapshot import snapshot
 from planner.techniques.attention import SWITCHED_OFF, AttentionBackend, fits
+from planner.techniques.attention_libraries import LIBRARIES
 from planner.techniques.base import Option
 
 from . import programs, tiny
@@ -202,3 +209,95 @@ def test_calls_name_public_functions() -> None:
     assert options["sliced"] == ('pipe.enable_attention_slicing("max")',)
     options = {o.value: o.calls for o in ATTENTION.options(transformers(), programs.device(), REQUEST)}
     assert options["flash"] == ('pipe.transformer.set_attention_backend("_native_flash")',)
+
+
+LOSSY = Request(height=512, width=512, fidelity=Fidelity.LOSSY)
+
+
+def reason(value: str, program: Program, capability: tuple[int, int] = (8, 9), **changes: Any) -> str:
+    """Why a named backend cannot be had; empty where it is offered."""
+    request = replace(LOSSY, use=(f"attention={value}",), **changes)
+    try:
+        chosen(Demand(technique="attention", value=value), ATTENTION, program, programs.device(capability), request)
+    except BadRequest as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("value", LIBRARIES)
+def test_kernels_of_packages_are_for_those_who_name_them(value: str) -> None:
+    assert value not in offered(transformers())
+    capability = LIBRARIES[value].most or (8, 9)
+    assert reason(value, transformers(), capability) == ""
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("value", "kernel", "capability", "words"),
+    [
+        ("sage", {}, (7, 5), "compute capability 8.0 or higher, and .* has 7.5"),
+        ("flash_3", {}, (8, 9), "compute capability 9.0, and .* has 8.9"),
+        ("sage", {"dtype": "float32"}, (8, 9), "float16 or bfloat16, and 1 of 1"),
+        ("sage", {"head_size": 256, "value_size": 256}, (8, 9), "at most 128 numbers, and there are heads of 256"),
+        ("flash_attn", {"mask": "bool"}, (8, 9), "no masks, and 1 of 1"),
+    ],
+)
+def test_the_reason_says_what_is_missing(
+    value: str, kernel: dict[str, Any], capability: tuple[int, int], words: str
+) -> None:
+    plain = {"head_size": 128, "value_size": 128}
+    assert re.search(words, reason(value, transformers(programs.attention(**(plain | kernel))), capability))
+
+
+@pytest.mark.usefixtures("installed")
+def test_unets_do_not_dispatch_and_sage_is_lossy() -> None:
+    assert "diffusers dispatches" in reason("sage", unets())
+    assert "attention=sage is lossy" in reason("sage", transformers(), fidelity=Fidelity.FAITHFUL)
+    assert reason("flash_attn", transformers(), fidelity=Fidelity.EXACT) == ""
+
+
+def test_a_package_that_is_absent_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "the package sageattention, not installed here" in reason("sage", transformers())
+    assert "the package kernels" in reason("flash_hub", transformers())
+
+
+@pytest.mark.parametrize("value", ["flash_attn", "sage"])
+def test_a_package_is_dispatched_to_and_left_again(flux: Any, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def kernel(q: Any, k: Any, v: Any, **further: Any) -> Any:
+        asked.append(further.get("tensor_layout", "NHD"))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    monkeypatch.setattr(dispatch, "_CAN_USE_SAGE_ATTN", True)
+    monkeypatch.setattr(dispatch, "_CAN_USE_FLASH_ATTN", True)
+    monkeypatch.setattr(dispatch, "sageattn", kernel)
+    monkeypatch.setattr(dispatch, "flash_attn_func", kernel)
+    before, output = snapshot(flux), tiny.run(flux)
+    undo = ATTENTION.apply(flux, option(value))
+    assert torch.allclose(tiny.run(flux), output, atol=1e-5)
+    assert set(asked) == {"NHD"}
+    undo()
+    asked.clear()
+    assert before.difference(snapshot(flux)) == ()
+    assert torch.equal(tiny.run(flux), output)
+    assert not asked
+
+
+@pytest.mark.parametrize("head", [40, 64, 72, 128])
+def test_what_packages_hold_is_priced(head: int) -> None:
+    kernel = programs.attention(head_size=head, value_size=head)
+    card = programs.device((8, 9))
+    flash, package, sage = (requests(replace(kernel, backend=b), card) for b in ("flash", "flash_attn", "sage"))
+    assert package == flash
+    item = 2 * kernel.batch * kernel.heads * head
+    assert sum(sage) >= item * (kernel.queries + 2 * kernel.keys)
+    assert Pace(card).kernel(replace(kernel, backend="sage")) == Pace(card).kernel(replace(kernel, backend="flash"))

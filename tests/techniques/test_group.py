@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxPipeline, WanPipeline
 
 from planner.errors import ApplyFailed, BadRequest
 from planner.group_offload import Grouping
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
-from planner.techniques.group import GROUPINGS, Choice, offload, remove_group_offload
+from planner.techniques.group import ALL, NAMED, ON_DISK, Choice, offload, remove_group_offload
 from planner.techniques.placement import Placement
 
 from . import tiny
@@ -41,14 +41,7 @@ def test_exact_during_and_after(pipe: Any, grouping: Grouping) -> None:
 @pytest.mark.parametrize("grouping", [Grouping(blocks=1, disk=True), Grouping(disk=True)], ids=["block", "leaf"])
 def test_from_disk_and_back(pipe: Any, grouping: Grouping, tmp_path: Path) -> None:
     before, output = snapshot(pipe), tiny.run(pipe)
-    tied = (
-        ("text_encoder",)
-        if isinstance(pipe, WanPipeline)
-        else ("text_encoder_2",)
-        if isinstance(pipe, FluxPipeline)
-        else ()
-    )
-    undo = offload(pipe, grouping, tied, "cpu", tmp_path)
+    undo = offload(pipe, grouping, (), "cpu", tmp_path)
     assert len(list(tmp_path.rglob("group_*.safetensors"))) > len(pipe.components) / 2
     assert torch.allclose(tiny.run(pipe), output, atol=1e-4)  # in a file tensors lie less aligned
     undo()
@@ -58,13 +51,38 @@ def test_from_disk_and_back(pipe: Any, grouping: Grouping, tmp_path: Path) -> No
 
 
 def test_tied_weights_are_not_lost_on_disk(wan: Any, tmp_path: Path) -> None:
+    assert wan.text_encoder.shared.weight is wan.text_encoder.encoder.embed_tokens.weight
     before, words = snapshot(wan), wan.text_encoder.shared.weight.clone()
-    with pytest.raises(ApplyFailed, match="embed_tokens"):
-        offload(wan, Grouping(disk=True), (), "cpu", tmp_path)
-    assert before.difference(snapshot(wan)) == ()
-    assert torch.equal(wan.text_encoder.shared.weight, words)
-    offload(wan, Grouping(blocks=1, disk=True), (), "cpu", tmp_path)()
-    assert torch.equal(wan.text_encoder.shared.weight, words)
+    for grouping in (Grouping(disk=True), Grouping(blocks=1, disk=True)):
+        offload(wan, grouping, (), "cpu", tmp_path)()
+        assert before.difference(snapshot(wan)) == ()
+        assert torch.equal(wan.text_encoder.shared.weight, words)
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    sd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(sd)
+    monkeypatch.setattr("planner.techniques.group.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ApplyFailed, match=r"1\.00 kB are free"):
+        Placement(device="cpu", folder=str(tmp_path / "files")).apply(
+            sd, Option(technique="placement", value="group_leaf_disk")
+        )
+    assert before.difference(snapshot(sd)) == ()
+    assert not list(tmp_path.glob("files/*"))
+
+
+@pytest.mark.parametrize("value", [*ON_DISK, *NAMED])
+def test_what_is_named_is_applied_and_taken_back(sd: Any, tmp_path: Path, value: str) -> None:
+    before, output = snapshot(sd), tiny.run(sd)
+    undo = Placement(device="cpu", folder=str(tmp_path / "files")).apply(sd, Option(technique="placement", value=value))
+    assert hooked(sd.unet)
+    assert bool(list(tmp_path.glob("files/*"))) == ("disk" in value)
+    assert torch.allclose(tiny.run(sd), output, atol=1e-4)
+    undo()
+    assert not list(tmp_path.glob("files/*"))
+    assert before.difference(snapshot(sd)) == ()
+    assert torch.equal(tiny.run(sd), output)
 
 
 def test_components_that_stay_get_no_hooks(sd: Any) -> None:
@@ -93,7 +111,7 @@ def test_a_failure_leaves_no_trace(sd: Any) -> None:
     assert before.difference(snapshot(sd)) == ()
 
 
-@pytest.mark.parametrize("value", [*GROUPINGS, "group_leaf-without-vae", "group_block_stream-without-vae+unet"])
+@pytest.mark.parametrize("value", [*ALL, "group_leaf-without-vae", "group_block_stream-without-vae+unet"])
 def test_values_survive_a_plan(value: str) -> None:
     assert Choice.of(value).value == value
 
@@ -105,10 +123,14 @@ def test_other_values_are_refused(value: str) -> None:
 
 
 def test_the_code_says_what_stays() -> None:
-    assert Choice.of("group_block_stream-without-vae").call == (
+    (call,) = Choice.of("group_block_stream-without-vae").calls
+    assert call == (
         'pipe.enable_group_offload(torch.device("cuda"), offload_type="block_level", num_blocks_per_group=1, '
         'use_stream=True, exclude_modules=["vae"])'
     )
+    assert "low_cpu_mem_usage=True" in Choice.of("group_leaf_stream_low_cpu_mem").calls[0]
+    assert "record_stream=True" in Choice.of("group_leaf_stream_record").calls[0]
+    assert Choice.of("group_leaf_disk").calls[1] == 'onto_disk(pipe, "group_leaf_disk", "offload")'
 
 
 def test_group_offload_of_others_is_named_and_taken_off(pipe: Any) -> None:

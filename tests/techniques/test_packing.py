@@ -131,7 +131,10 @@ def test_offered_before_a_pipeline_is_there(traits: frozenset[str], request_: Re
 def test_why_not(flux: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     demand = Demand(technique="quantization", value="nf4")
     live = programs.program(programs.transformer(dtype="float16", traits=frozenset({"denoiser"})))
-    with pytest.raises(BadRequest, match=r"nf4 is chosen while loading and this .* is loaded; use planner.load"):
+    with pytest.raises(
+        BadRequest,
+        match=r"nf4 cannot be had for this .*: it is chosen while loading, and this one is loaded; use planner.load",
+    ):
         chosen(demand, QUANTIZATION, live, programs.device(), NAMED)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     unread = programs.program(programs.transformer(dtype="float16", traits=UNREAD))

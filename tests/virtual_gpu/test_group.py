@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ CASES = (
     ("flux1-dev", FOUR), ("flux1-dev", AHEAD), ("flux1-dev", LEAVES_AHEAD),
     ("wan2.1-t2v-1.3b", BLOCK), ("wan2.1-t2v-1.3b", LEAVES_AHEAD),
 )  # fmt: skip
+FURTHER = tuple(
+    (model, replace(grouping, **changes))
+    for model, groupings in (
+        ("sd15", (BLOCK, LEAVES_AHEAD)), ("flux1-dev", (LEAF, AHEAD)), ("wan2.1-t2v-1.3b", (LEAF, LEAVES_AHEAD))
+    )
+    for grouping in groupings
+    for changes in ({"disk": True}, {"pinned": False}, {"record": True})
+    if grouping.stream or "disk" in changes
+)  # fmt: skip
+"""What is named: on disk, pinned in flight, and recorded on the stream."""
+LAG = 1024
+"""Launches by which the host may be ahead of the card."""
 
 
 def named(value: str | Grouping) -> str:
@@ -36,19 +49,49 @@ def named(value: str | Grouping) -> str:
     return value if isinstance(value, str) else "-".join(map(str, settings(value).values()))
 
 
-def run(model: str, settings: dict[str, Any], staying: list[str], call: dict[str, Any]) -> dict[str, Any]:
-    """Sent to the virtual GPU: two steps under diffusers' hooks."""
+def run(
+    model: str, settings: dict[str, Any], staying: list[str], call: dict[str, Any], disk: bool = False
+) -> dict[str, Any]:
+    """Sent to the virtual GPU: two steps under diffusers' hooks.  Files hold no bytes, only their sizes."""
+    import json
+    import tempfile
+    from pathlib import Path
+
+    import safetensors.torch
     import torch
     from inside import arguments, peaks, pipelines, smallvalues
+
+    from planner.techniques import group
+
+    def sparse(tensors: dict[str, torch.Tensor], file: str) -> None:
+        names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
+        header, end = {}, 0
+        for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
+            offsets = [end, end := end + tensor.nbytes]
+            header[key] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with Path(file).open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(8 + len(text) + end)
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     pipe = pipelines.shipped(model)
     heard = peaks.Peaks(pipe)
-    pipe.enable_group_offload(torch.device("cuda"), torch.device("cpu"), exclude_modules=staying, **settings)
-    with torch.no_grad():
-        pipe(**arguments.of(pipe, call))
-    pinned = torch.cuda.host_memory_stats()["active_bytes.current"]
-    return {**heard.whole, "phases": heard.phases, "pinned": pinned}
+    with tempfile.TemporaryDirectory() as folder:
+        if disk:
+            safetensors.torch.save_file = sparse
+            grouping = group.Grouping(
+                blocks=settings.get("num_blocks_per_group", 0), stream=settings.get("use_stream", False), disk=True
+            )
+            group.offload(pipe, grouping, staying, "cuda", Path(folder))
+        else:
+            pipe.enable_group_offload(torch.device("cuda"), torch.device("cpu"), exclude_modules=staying, **settings)
+        with torch.no_grad():
+            pipe(**arguments.of(pipe, call))
+    stats = torch.cuda.host_memory_stats()
+    pinned, held = stats["active_bytes.current"], stats["allocated_bytes.peak"]
+    return {**heard.whole, "phases": heard.phases, "pinned": pinned, "held": held}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +142,7 @@ def undone(value: str) -> dict[str, Any]:
     from inside import smallvalues
 
     from planner.snapshot import snapshot
-    from planner.techniques.group import Choice, offload
+    from planner.techniques.group import Choice, offload, onto_disk
     from tests.techniques import tiny
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
@@ -111,7 +154,8 @@ def undone(value: str) -> dict[str, Any]:
             (key, path): tensor.clone() for key, part in parts.items() for path, tensor in part.state_dict().items()
         }
         before = snapshot(pipe)
-        undo = offload(pipe, Choice.of(value).grouping, (), "cuda")
+        folder, grouping = tempfile.mkdtemp(), Choice.of(value).grouping
+        undo = onto_disk(pipe, value, folder) if grouping.disk else offload(pipe, grouping, (), "cuda")
         pinned = sum(p.is_pinned() for part in parts.values() for p in part.parameters())
         call = {key: v.to("cuda") if isinstance(v, torch.Tensor) else v for key, v in tiny.arguments(pipe).items()}
         pipe.set_progress_bar_config(disable=True)
@@ -121,11 +165,32 @@ def undone(value: str) -> dict[str, Any]:
         left = sum(p.is_pinned() for part in parts.values() for p in part.parameters())
         state = before.difference(snapshot(pipe))
         answer[name] = {"pinned": pinned, "changed": changed, "left": left, "state": state[:3]}
+        answer[name]["files"] = len(list(Path(folder).iterdir()))
     return answer
 
 
-@pytest.mark.parametrize("value", ["group_block_stream", "group_leaf_stream"])
+VALUES = ["group_block_stream", "group_leaf_stream", "group_leaf_stream_record", "group_block_stream_low_cpu_mem"]
+
+
+@pytest.mark.parametrize("value", [*VALUES, "group_block_stream_disk", "group_leaf_disk"])
 def test_undone_out_of_pinned_memory(vgpu: Server, value: str) -> None:
     for name, seen in vgpu.script(undone, {"value": value}).items():
-        assert seen["pinned"], name
-        assert seen == {"pinned": seen["pinned"], "changed": [], "left": 0, "state": []}, name
+        assert bool(seen["pinned"]) == (value in VALUES[:3]), name
+        assert seen == {"pinned": seen["pinned"], "changed": [], "left": 0, "state": [], "files": 0}, name
+
+
+@pytest.mark.parametrize(("model", "grouping"), FURTHER, ids=lambda v: v if isinstance(v, str) else repr(v)[9:-1])
+def test_what_is_named_is_as_foreseen(vgpu: Server, cache: Path, model: str, grouping: Grouping) -> None:
+    rehearsal, staying, waiting = foreseen(model, grouping, cache)
+    height, width = SIZES[model]
+    call = {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
+    sent = {"model": model, "settings": settings(grouping), "staying": staying, "call": call, "disk": grouping.disk}
+    lag = {"event_lag": LAG} if grouping.record else {}
+    seen = vgpu.script(run, sent, **rig.card(CARD), **lag)
+    assert 0.995 <= rehearsal.allocated / seen["allocated"] <= 1.005
+    least, most = (0.95, 2) if grouping.record else (0.99, 1.05)  # products are no launches on the virtual GPU
+    assert least <= rehearsal.reserved / seen["reserved"] <= most
+    if grouping.disk:
+        assert seen["held"] <= 1.001 * waiting
+    if grouping.disk and not grouping.stream:
+        assert seen["held"] == waiting
