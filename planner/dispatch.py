@@ -45,6 +45,11 @@ SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
+COPYING = {
+    "native_group_norm",
+    *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
+}
+"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -236,9 +241,9 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
             raise RuntimeError(f"a product of {name_of(first.dtype)} and {name_of(second.dtype)}, which CUDA refuses")
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
-    # CUDA's group norm copies what lies otherwise, when its output is there already; layer norm does so before.
-    copied = func is aten.native_group_norm.default and not args[0].is_contiguous()
     name, flops = func._schema.name.removeprefix("aten::"), sum(t.numel() for t in outs)
+    # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
+    copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
     return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
 
 

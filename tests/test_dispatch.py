@@ -54,6 +54,15 @@ def the(kind: type[K], call: Callable[[], Any]) -> K:
     return found[0]
 
 
+def test_nearest_copies_what_lies_otherwise_and_not_channels_last() -> None:
+    """As the virtual GPU does: what attention leaves in an autoencoder is a transposed view."""
+    shape = (1, 64, 8, 8)
+    rows = ghost(1, 64, 64).transpose(1, 2).reshape(shape)
+    for x, copied in ((ghost(*shape), 0), (rows, 64 * 8 * 8 * 2), (ghost(*shape, last=True), 0)):
+        grown = the(Plain, lambda x=x: functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        assert grown.scratch == copied
+
+
 def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:
     for last, copied in ((False, 0), (True, 2 * 320 * 64 * 64 * 2)):
         x = ghost(2, 320, 64, 64, last=last)
