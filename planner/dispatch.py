@@ -160,9 +160,30 @@ class Functions(TorchFunctionMode):
             return torch.tensor([args[0].numel()])  # a ghost's numbers count as zeros: a router sends all to one expert
         if func is torch.Tensor.cpu and isinstance(args[0], FakeTensor):
             return _on_host(args[0])
-        if func is torch.Tensor.to and on_host(args[0], self._recorder):
-            return self._onto_card(*args, **kwargs)
+        if func is torch.Tensor.to:
+            return self._moved(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if on_host(tensor, self._recorder):
+            return self._onto_card(tensor, *args, **kwargs)
+        if self._is_number(tensor, *args, **kwargs):
+            return self._number_onto_card(tensor, *args, **kwargs)
+        return tensor.to(*args, **kwargs)
+
+    def _is_number(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
+        """Whether transformers moves a tensor of one number that it made on the host, as for each sliding window."""
+        if isinstance(tensor, FakeTensor) or tensor.dim() or self._recorder.knows(tensor.untyped_storage()):
+            return False
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        return device is not None and _library(sys._getframe(1)) == "transformers"
+
+    def _number_onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """It keeps its value, and takes room on the card as long as it lives."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            arrived = tensor.to(*args, **kwargs).clone()
+        self._recorder.allocated((arrived,))
+        return arrived
 
     def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay."""

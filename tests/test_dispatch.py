@@ -67,6 +67,16 @@ def test_nearest_copies_what_lies_otherwise_and_not_channels_last() -> None:
         assert the(Plain, call).scratch == copied
 
 
+def test_a_number_that_transformers_moves_takes_room() -> None:
+    """A cache holds one for each layer with a sliding window (DynamicSlidingWindowLayer)."""
+    ours = torch.Tensor.to
+    theirs: Any = eval("lambda tensor: tensor.to('cpu')", {"__name__": "transformers.cache_utils"})
+    number = torch.tensor(4096)
+    assert recorded(lambda: theirs(number))[0] == [8]
+    assert recorded(lambda: theirs(torch.zeros(4, dtype=torch.int64)))[0] == [32, "zeros"]
+    assert recorded(lambda: ours(number, "cpu"))[0] == []
+
+
 def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:
     for last, copied in ((False, 0), (True, 2 * 320 * 64 * 64 * 2)):
         x = ghost(2, 320, 64, 64, last=last)
