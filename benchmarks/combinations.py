@@ -14,6 +14,7 @@ import csv
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -32,6 +33,8 @@ from planner.errors import PlannerError  # noqa: E402
 from planner.pricing import described  # noqa: E402
 
 FILE = HERE / "results" / "combinations.csv"
+CAUSES = HERE / "results" / "combinations_causes.toml"
+"""What is known of rows that were not as promised, and of what was mended between commits."""
 LIMIT = 300
 """Seconds to draw a combination or to run it, after which it is left out."""
 UNDRAWN = "not drawn"
@@ -186,15 +189,25 @@ def page(rows: Sequence[Row], seed: int, ran_on: str) -> str:
             f"- Where memory was never short: {min(calm):+.2%} to {max(calm):+.2%}, {near} of {len(calm)} "
             "within −0.5 % and +1 %."
         )
-    return "\n".join([*lines, *_problems(drawn), *_refused(rows), *_table(drawn)]) + "\n"
+    known = tomllib.loads(CAUSES.read_text("utf-8")) if CAUSES.exists() else {}
+    lines += _commits(drawn, known.get("commits", {}))
+    return "\n".join([*lines, *_problems(drawn, known.get("rows", {})), *_refused(rows), *_table(drawn)]) + "\n"
 
 
-def _problems(rows: Sequence[Row]) -> Iterator[str]:
+def _commits(rows: Sequence[Row], said: dict[str, str]) -> Iterator[str]:
+    """How many each commit drew, and what is to be known of it."""
+    for code, count in Counter(row.code for row in rows).items():
+        kept = sum(row.kept for row in rows if row.code == code)
+        yield f"- {count} drawn by {code}, {kept} of them as promised. {said.get(code, '')}".rstrip()
+
+
+def _problems(rows: Sequence[Row], causes: dict[str, str]) -> Iterator[str]:
     if wrong := [row for row in rows if not row.kept]:
         yield "\n## Not as promised\n"
         for row in wrong:
             off = row.left or (f"{row.error:+.2%}" if row.outcome == RAN else "")
-            yield f"- {row.name} {row.model} {row.request}, {row.options}: {row.outcome} {off}".rstrip()
+            cause = f" – {causes[row.name]}" if row.name in causes else ""
+            yield f"- {row.name} {row.model} {row.request}, {row.options}: {row.outcome} {off}".rstrip() + cause
 
 
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
