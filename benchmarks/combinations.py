@@ -1,22 +1,29 @@
 """Random combinations of all techniques on real pipelines: each fits where the plan says so, and is taken back.
 
-    python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER]
+    python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER] [--again]
 
 A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
 run for two steps and reverted.  What was seen is kept in results/combinations.csv, so an interrupted run goes on.
+`--again` draws and runs those anew that were not as promised.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -30,6 +37,8 @@ from planner.errors import PlannerError  # noqa: E402
 from planner.pricing import described  # noqa: E402
 
 FILE = HERE / "results" / "combinations.csv"
+CAUSES = HERE / "results" / "combinations_causes.toml"
+"""What is known of rows that were not as promised, and of what was mended between commits."""
 LIMIT = 300
 """Seconds to draw a combination or to run it, after which it is left out."""
 UNDRAWN = "not drawn"
@@ -61,6 +70,8 @@ class Row:
     retries: int = 0
     left: str = ""
     """What the revert did not restore; empty where the state was as before."""
+    code: str = ""
+    """Commit of the planner that drew and ran it."""
 
     @property
     def error(self) -> float:
@@ -182,15 +193,25 @@ def page(rows: Sequence[Row], seed: int, ran_on: str) -> str:
             f"- Where memory was never short: {min(calm):+.2%} to {max(calm):+.2%}, {near} of {len(calm)} "
             "within −0.5 % and +1 %."
         )
-    return "\n".join([*lines, *_problems(drawn), *_refused(rows), *_table(drawn)]) + "\n"
+    known = tomllib.loads(CAUSES.read_text("utf-8")) if CAUSES.exists() else {}
+    lines += _commits(drawn, known.get("commits", {}))
+    return "\n".join([*lines, *_problems(drawn, known.get("rows", {})), *_refused(rows), *_table(drawn)]) + "\n"
 
 
-def _problems(rows: Sequence[Row]) -> Iterator[str]:
+def _commits(rows: Sequence[Row], said: dict[str, str]) -> Iterator[str]:
+    """How many each commit drew, and what is to be known of it."""
+    for code, count in Counter(row.code for row in rows).items():
+        kept = sum(row.kept for row in rows if row.code == code)
+        yield f"- {count} drawn by {code}, {kept} of them as promised. {said.get(code, '')}".rstrip()
+
+
+def _problems(rows: Sequence[Row], causes: dict[str, str]) -> Iterator[str]:
     if wrong := [row for row in rows if not row.kept]:
         yield "\n## Not as promised\n"
         for row in wrong:
             off = row.left or (f"{row.error:+.2%}" if row.outcome == RAN else "")
-            yield f"- {row.name} {row.model} {row.request}, {row.options}: {row.outcome} {off}".rstrip()
+            cause = f" – {causes[row.name]}" if row.name in causes else ""
+            yield f"- {row.name} {row.model} {row.request}, {row.options}: {row.outcome} {off}".rstrip() + cause
 
 
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
@@ -211,7 +232,13 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 def run(asked: argparse.Namespace, server: rig.Server) -> None:
     """Draw and run what is not in the file yet, as long as time allows."""
-    known = {row.name for row in read(FILE)}
+    kept = [row for row in read(FILE) if row.kept or not asked.again]
+    if asked.again and FILE.exists():
+        FILE.unlink()
+        for row in kept:
+            append(FILE, row)
+    known = {row.name for row in kept}
+    code = _commit()
     ends = time.monotonic() + asked.minutes * 60
     for number in range(asked.first, asked.first + asked.count):
         if f"{asked.seed}/{number}" in known or time.monotonic() > ends:
@@ -225,8 +252,16 @@ def run(asked: argparse.Namespace, server: rig.Server) -> None:
                 name=f"{asked.seed}/{number}", model=model, request="", card="", options="", capacity=0, promised=0,
                 outcome=f"{UNDRAWN}: {refused}",
             )  # fmt: skip
+        row = replace(row, code=code)
         append(FILE, row)
         print(row.name, row.model, row.request, row.options, row.outcome, f"{row.error:+.2%}", row.left, flush=True)
+
+
+def _commit() -> str:
+    asked = subprocess.run(
+        ["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip()
 
 
 def main() -> None:
@@ -235,12 +270,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no combination after so many")
+    parser.add_argument("--again", action="store_true", help="those that were not as promised, too")
     parser.add_argument("--cache", type=Path, help="folder of recorded programs")
     asked = parser.parse_args()
     with rig.Server() as server:
         run(asked, server)
         ran_on = ", ".join(f"{name} {version}" for name, version in server.script(measuring.versions).items())
-    rows = [row for row in read(FILE) if row.name.startswith(f"{asked.seed}/")]
+    rows = sorted(
+        (row for row in read(FILE) if row.name.startswith(f"{asked.seed}/")),
+        key=lambda row: int(row.name.split("/")[1]),
+    )
     FILE.with_suffix(".md").write_text(page(rows, asked.seed, ran_on), "utf-8")
 
 

@@ -46,6 +46,11 @@ SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
+COPYING = {
+    "native_group_norm",
+    *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
+}
+"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -154,9 +159,30 @@ class Functions(TorchFunctionMode):
             return way(*args, **kwargs)
         if func in READ and isinstance(args[0], FakeTensor):
             return READ[func](args[0])
-        if func is torch.Tensor.to and on_host(args[0], self._recorder):
-            return self._onto_card(*args, **kwargs)
+        if func is torch.Tensor.to:
+            return self._moved(*args, **kwargs)
         return func(*args, **kwargs)
+
+    def _moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if on_host(tensor, self._recorder):
+            return self._onto_card(tensor, *args, **kwargs)
+        if self._is_number(tensor, *args, **kwargs):
+            return self._number_onto_card(tensor, *args, **kwargs)
+        return tensor.to(*args, **kwargs)
+
+    def _is_number(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
+        """Whether transformers moves a tensor of one number that it made on the host, as for each sliding window."""
+        if isinstance(tensor, FakeTensor) or tensor.dim() or self._recorder.knows(tensor.untyped_storage()):
+            return False
+        device = torch._C._nn._parse_to(*args, **kwargs)[0]
+        return device is not None and _library(sys._getframe(1)) == "transformers"
+
+    def _number_onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """It keeps its value, and takes room on the card as long as it lives."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            arrived = tensor.to(*args, **kwargs).clone()
+        self._recorder.allocated((arrived,))
+        return arrived
 
     def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay."""
@@ -242,9 +268,9 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
             raise RuntimeError(f"a product of {name_of(first.dtype)} and {name_of(second.dtype)}, which CUDA refuses")
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
-    # CUDA's group norm copies what lies otherwise, when its output is there already; layer norm does so before.
-    copied = func is aten.native_group_norm.default and not args[0].is_contiguous()
     name, flops = func._schema.name.removeprefix("aten::"), sum(t.numel() for t in outs)
+    # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
+    copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
     return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
 
 

@@ -101,6 +101,10 @@ class Recorder:
         """Serial of a watched storage, -1 for weights and other outsiders."""
         return self._watched.get(storage._cdata, (-1, None))[0]
 
+    def knows(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage is watched, be it as an outsider."""
+        return storage._cdata in self._watched
+
     def replay(self, recording: int, module: str, outputs: dict[int, torch.UntypedStorage]) -> None:
         """Note another call of a recorded body; `outputs` are fresh storages for its survivors."""
         kept = tuple((local, self._watch(storage)) for local, storage in sorted(outputs.items()))

@@ -6,6 +6,7 @@ Orders of requests are those of the allocator's own history on the virtual GPU (
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -52,6 +53,28 @@ def the(kind: type[K], call: Callable[[], Any]) -> K:
     found = [kernel for kernel in recorded(call)[1] if isinstance(kernel, kind)]
     assert len(found) == 1
     return found[0]
+
+
+def test_nearest_copies_what_lies_otherwise_and_not_channels_last() -> None:
+    """As the virtual GPU does: what attention leaves in an autoencoder is a transposed view."""
+    double = partial(functional.interpolate, scale_factor=2.0, mode="nearest")
+    rows = ghost(1, 64, 64).transpose(1, 2)
+    for call, copied in (
+        (lambda: double(ghost(1, 64, 8, 8)), 0),
+        (lambda: double(rows.reshape(1, 64, 8, 8)), 64 * 8 * 8 * 2),
+        (lambda: double(ghost(1, 64, 8, 8, last=True)), 0),
+    ):
+        assert the(Plain, call).scratch == copied
+
+
+def test_a_number_that_transformers_moves_takes_room() -> None:
+    """A cache holds one for each layer with a sliding window (DynamicSlidingWindowLayer)."""
+    ours = torch.Tensor.to
+    theirs: Any = eval("lambda tensor: tensor.to('cpu')", {"__name__": "transformers.cache_utils"})
+    number = torch.tensor(4096)
+    assert recorded(lambda: theirs(number))[0] == [8]
+    assert recorded(lambda: theirs(torch.zeros(4, dtype=torch.int64)))[0] == [32, "zeros"]
+    assert recorded(lambda: ours(number, "cpu"))[0] == []
 
 
 def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:

@@ -18,18 +18,7 @@ from combinations import seen
 from combining import FAMILIES, draw
 
 SEED = 4
-OPEN = {
-    "sana": "int8 at the least budget: the run is out of memory where the rehearsal was not",
-}
-"""Families whose combination is not yet as promised, and what is known of it."""
-CHOSEN = [
-    pytest.param(
-        number,
-        id=family.model,
-        marks=[pytest.mark.xfail(reason=OPEN[family.model], strict=True)] if family.model in OPEN else [],
-    )
-    for number, family in enumerate(FAMILIES)
-]
+CHOSEN = [pytest.param(number, id=family.model) for number, family in enumerate(FAMILIES)]
 """One combination of each family."""
 
 
