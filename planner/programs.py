@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from planner.program import Program, Variant
 from planner.quiet import quiet
 from planner.request import Request
 from planner.techniques import DEFAULT
-from planner.techniques.base import Option, Technique
+from planner.techniques.attention import remember_process
+from planner.techniques.base import Option, Technique, Undo
 
 if TYPE_CHECKING:
     from planner.ghost import Ghost
@@ -83,12 +85,26 @@ class Workshop:
     def __init__(self, source: Source, techniques: Sequence[Technique]) -> None:
         self.source, self.techniques = source, techniques
         self._tracer: Tracer | None = None
+        self._return: Undo | None = None
+        """Brings back the switches of the process as this pipeline left them."""
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
-        with quiet(loading=True), collecting(USUAL):
+        with quiet(loading=True), collecting(USUAL), self._by_itself():
             self._tracer = self._tracer or self._made()
             return self._tracer.trace(request, variant)
+
+    @contextmanager
+    def _by_itself(self) -> Iterator[None]:
+        """As in a process of its own: Kandinsky 5 sets an attention backend for whatever comes after it."""
+        leave = remember_process()
+        if self._return:
+            self._return()
+        try:
+            yield
+        finally:
+            self._return = remember_process()
+            leave()
 
     def _made(self) -> Tracer:
         from planner.settings import Settings

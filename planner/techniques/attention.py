@@ -65,7 +65,7 @@ class AttentionBackend:
 
     def apply(self, pipe: Any, option: Option) -> Undo:
         backend = str(option.value)
-        undo = in_reverse((remember_processors(pipe), _remember_process()))
+        undo = in_reverse((remember_processors(pipe), remember_process()))
         with undone_on_error(undo):
             if backend == "sliced":
                 _slice(pipe)
@@ -244,7 +244,7 @@ class _Seat:
         self.attention.processor = self.processor
 
 
-def _remember_process() -> Undo:
+def remember_process() -> Undo:
     """The active backend of diffusers and torch's kernel switches, both of which hold for the whole process."""
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 
