@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ CASES = (
     *((model, "nf4", place) for model in SIZES for place in ("resident", "model")),
     *((model, "llm_int8", "resident") for model in ("flux1-dev", "sd3-medium", "sdxl")),
 )
+
+
+@pytest.fixture(scope="module")
+def vgpu() -> Iterator[Server]:
+    """A server of its own: bitsandbytes takes its kernels for CPUs where it is loaded before there is a card, as by a
+    server that keeps a pipeline ready for other tests.
+    """
+    if lacking := rig.missing():
+        pytest.skip(lacking)
+    with Server() as server:
+        yield server
 
 
 def run(model: str, value: str, place: str, call: dict[str, Any]) -> dict[str, Any]:
