@@ -7,10 +7,11 @@ Streams never share free blocks, so each has two pools of its own; a block knows
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import chain
 from math import inf
 
-from planner.blocks import Block, Pool
+from planner.blocks import Block, Pool, Seat
 from planner.errors import PlannerError
 
 # In the source: kMinBlockSize, kSmallSize, kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge.
@@ -48,6 +49,10 @@ class OutOfMemory(PlannerError):
         )
 
 
+Layout = tuple[tuple[int, ...], ...]
+"""Idle blocks, pool by pool."""
+
+
 class Allocator:
     """The allocator after the requests so far; all figures in bytes.
 
@@ -62,6 +67,8 @@ class Allocator:
     """Bytes held from the driver, as `torch.cuda.memory_reserved`."""
     retries: int
     """Requests that first had to empty the cache (`num_alloc_retries`)."""
+    exchanges: int
+    """Times that memory was had from the driver or given back."""
 
     def __init__(
         self,
@@ -81,7 +88,7 @@ class Allocator:
         self._others: dict[int, tuple[Pool, Pool]] = {}
         self._late: deque[tuple[int, Block]] = deque()
         self._next_address = 0
-        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = 0
+        self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = self.exchanges = 0
 
     def malloc(self, size: int, stream: int = 0) -> Block | None:
         """A block for `size` bytes, None for zero; OutOfMemory when not even an empty cache makes room.
@@ -112,6 +119,26 @@ class Allocator:
             raise ValueError(f"the block at {block.address:#x} was freed before; free each block once.")
         self.allocated -= block.size
         block.pool.put(block, "free")
+
+    @property
+    def settled(self) -> bool:
+        """Whether no block is on its way back."""
+        return not self._late
+
+    def layout(self) -> tuple[Layout, Layout]:
+        """Where the idle blocks of the large and of the small pools lie.
+
+        From the same layout the same requests are given the same blocks, and neither kind of pool minds the other.
+        """
+        small, large = zip((self._small, self._large), *self._others.values(), strict=True)
+        return _layout(large), _layout(small)
+
+    def retake(self, seat: Seat, *, anywhere: bool = False) -> Block | None:
+        """The block that was given there from the same layout; `anywhere`: a small one lies where there is room."""
+        if anywhere and seat.pool.page == SMALL_SEGMENT:
+            return self.malloc(seat.size)
+        self.allocated += seat.size
+        return seat.pool.seize(seat.address, seat.size)
 
     def free_late(self, block: Block | None, now: int) -> None:
         """Give up a block that kernels launched until `now` still use on another stream (`record_stream`).
@@ -149,6 +176,7 @@ class Allocator:
                 elif block.left is None and block.right is None:
                     pool.take(block)
                     self.reserved -= block.size
+                    self.exchanges += 1
 
     def reset_peaks(self) -> None:
         """Let the peaks start again from what is held now."""
@@ -185,6 +213,7 @@ class Allocator:
         if self.reserved + size > self._capacity:
             return False
         self.reserved += size
+        self.exchanges += 1
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 
@@ -241,6 +270,7 @@ class Allocator:
             return
         pool.take(block)
         self.reserved -= end - start
+        self.exchanges += 1
         if end < block.address + block.size:
             pool.put(block.cut(end - block.address), "free")
         if start > block.address:
@@ -249,3 +279,7 @@ class Allocator:
         pool.put(block, "unmapped")
         if block.left is None and block.right is None:
             pool.take(block)
+
+
+def _layout(pools: Iterable[Pool]) -> Layout:
+    return tuple(shelf.layout() for pool in pools for shelf in (pool.free, pool.unmapped))

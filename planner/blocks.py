@@ -6,9 +6,9 @@ A segment is a row of blocks linked left and right.  An idle block is `free` (me
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ADDRESS_BITS = 64
 State = Literal["used", "free", "unmapped"]
@@ -34,10 +34,23 @@ class Block:
         self.size = size
         return rest
 
+    @property
+    def seat(self) -> Seat:
+        """Where it lies now."""
+        return Seat(self.pool, self.address, self.size)
+
     def reach(self) -> int:
         """Bytes the block could grow to by mapping what follows it."""
         right = self.right
         return self.size + (right.size if right is not None and right.state == "unmapped" else 0)
+
+
+class Seat(NamedTuple):
+    """Where a block lay."""
+
+    pool: Pool
+    address: int
+    size: int
 
 
 class Shelf:
@@ -47,38 +60,47 @@ class Shelf:
 
     def __init__(self) -> None:
         self._keys: list[int] = []
-        self._blocks: list[Block] = []
+        self._blocks: dict[int, Block] = {}
 
     def put(self, block: Block) -> None:
         """Add a block."""
         key = block.size << ADDRESS_BITS | block.address
-        index = bisect_left(self._keys, key)
-        self._keys.insert(index, key)
-        self._blocks.insert(index, block)
+        insort(self._keys, key)
+        self._blocks[key] = block
 
     def remove(self, block: Block) -> None:
         """Take one particular block out."""
-        index = bisect_left(self._keys, block.size << ADDRESS_BITS | block.address)
-        del self._keys[index]
-        del self._blocks[index]
+        key = block.size << ADDRESS_BITS | block.address
+        del self._keys[bisect_left(self._keys, key)]
+        del self._blocks[key]
 
     def best_fit(self, size: int, *, expandable: bool) -> Block | None:
         """Take out the smallest block of at least `size` bytes, the lowest among equals.
 
         Expandable ones count with the bytes they could map: step on while the next larger block could grow to less.
         """
-        blocks = self._blocks
-        index = bisect_left(self._keys, size << ADDRESS_BITS)
-        if index == len(blocks):
+        keys, blocks = self._keys, self._blocks
+        index = bisect_left(keys, size << ADDRESS_BITS)
+        if index == len(keys):
             return None
-        while expandable and index + 1 < len(blocks) and blocks[index + 1].reach() < blocks[index].reach():
+        while expandable and index + 1 < len(keys) and blocks[keys[index + 1]].reach() < blocks[keys[index]].reach():
             index += 1
-        del self._keys[index]
-        return blocks.pop(index)
+        return blocks.pop(keys.pop(index))
+
+    def holding(self, address: int) -> Block:
+        """The block in which an address lies; LookupError where none is."""
+        for block in self._blocks.values():
+            if block.address <= address < block.address + block.size:
+                return block
+        raise LookupError(f"no idle block holds {address:#x}")
+
+    def layout(self) -> tuple[int, ...]:
+        """Sizes and addresses of all blocks."""
+        return tuple(self._keys)
 
     def blocks(self) -> list[Block]:
         """All blocks, the lowest address first."""
-        return sorted(self._blocks, key=lambda block: block.address)
+        return sorted(self._blocks.values(), key=lambda block: block.address)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,3 +138,14 @@ class Pool:
         """Make an idle block used."""
         (self.free if block.state == "free" else self.unmapped).remove(block)
         block.state = "used"
+
+    def seize(self, address: int, size: int) -> Block:
+        """Take these bytes out of the free block that has them; what is left of it on either side stays free."""
+        block = self.free.holding(address)
+        self.take(block)
+        if block.address < address:
+            head, block = block, block.cut(address - block.address)
+            self.put(head, "free")
+        if size < block.size:
+            self.put(block.cut(size), "free")
+        return block

@@ -84,6 +84,8 @@ class Body:
     """Total of `peak`."""
     span: Span
     sizes: dict[int, int] = field(repr=False)
+    events: int = field(repr=False)
+    """Those of the bodies it calls included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +162,11 @@ class Cost:
 
     def _metered(self, program: Program, recording: int, tracing: str) -> Body:
         meter = Meter(self, program, tracing)
-        for event in program.body(recording):
+        events = program.body(recording)
+        for event in events:
             meter.take(event)
-        return Body(meter.peak, meter.most, meter.clock.span, meter.sizes)
+        inner = sum(self.body(program, e.recording, tracing).events for e in events if isinstance(e, Call))
+        return Body(meter.peak, meter.most, meter.clock.span, meter.sizes, len(events) + inner)
 
 
 def stretches(course: Recording, start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, permutations, zip_longest
 from math import ceil
+from typing import NamedTuple
 
 from planner import workspace
-from planner.allocator import Allocator, OutOfMemory
-from planner.blocks import Block
+from planner.allocator import Allocator, Layout, OutOfMemory
+from planner.blocks import Block, Seat
 from planner.clock import AHEAD
 from planner.cost import Cost, late, temporaries
 from planner.device import Device
@@ -37,13 +38,18 @@ from planner.program import (
     calls,
 )
 
-ROUNDS, PATIENT = 2, 8
-"""Replays after which another call of the same body, with no more held than before, is answered from the cache; the
-second where memory was short, since then the gaps that each call leaves decide whether a later one finds room."""
+ROUNDS = 8
+"""Replays after which another call of the same body, with no more held than before, is answered from the cache, though
+it found the idle blocks in other places each time."""
+WANDERING = 2
+"""Replays from one layout of the large blocks after which it does not matter where the small ones lie: what a step
+leaves and the next one takes changes places with every step, and splits no block that counts."""
+FEW = 12
+"""Events of a body, those of its calls included, that are replayed sooner than looked up."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
 TRIFLE = 2**20
-"""A body that never holds more than this (kSmallSize: the small pool) is replayed as one block."""
+"""Requests up to this come from the small pool (kSmallSize)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +88,7 @@ def rehearse(
     aside = 0 if expandable else _unlucky(tuple(_loads(program.events)))
     room = None if capacity is None else capacity - aside
 
-    def replayed(rounds: int) -> Rehearsal:
-        allocator = Allocator(capacity=room, expandable=expandable)
-        return _replayed(_Stage(program, device, allocator, prices, rounds), aside)
-
-    seen = replayed(ROUNDS)
-    if not seen.retries or seen.failed:
-        return seen
-    patient = replayed(PATIENT)
-    return replace(patient, enough=max(seen.enough, patient.enough))
-
-
-def _replayed(stage: _Stage, aside: int) -> Rehearsal:
-    """The course, event by event, until its end or until memory runs out.  `aside`: bytes of capacity left alone."""
+    stage = _Stage(program, device, Allocator(capacity=room, expandable=expandable), prices)
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
@@ -157,11 +151,22 @@ class _Scene:
         """Recording to replays since a request was last tried again, the most that was held before one, and retries."""
 
 
+class _Effect(NamedTuple):
+    """What a body does from one layout of the idle blocks."""
+
+    seats: Mapping[int, Seat | None]
+    """Where the buffers that survive it lay."""
+    peak: int
+    """Bytes held at its peak beyond those held before."""
+    launched: int
+
+
 class _Stage:
-    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost, rounds: int) -> None:
+    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost) -> None:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
-        self._program, self._device, self._cost, self.rounds = program, device, cost, rounds
+        self._program, self._device, self._cost = program, device, cost
+        self._effects: dict[tuple[int, int, Layout], dict[Layout, _Effect]] = {}
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
@@ -204,22 +209,54 @@ class _Stage:
         held = self.allocator.allocated
         if retries != self.allocator.retries:
             rounds = 0
-        known = rounds >= self.rounds and held <= most and not scene.crowded
         scene.seen[recording] = rounds + 1, max(most, held), self.allocator.retries
-        if known or (self._warm and body.most <= TRIFLE and not scene.crowded):
-            if not known:
-                self.allocator.free(self.allocator.malloc(body.most))
+        if rounds >= ROUNDS and held <= most and not scene.crowded:
             for inner, buffer in kept:
                 scene.buffers[buffer] = self.allocator.malloc(body.sizes[inner])
             return
-        inside = _Scene(crowded=scene.crowded or recording >= PLACED)
+        blocks = self._blocks(recording, body.events, crowded=scene.crowded)
+        for inner, buffer in kept:
+            scene.buffers[buffer] = blocks[inner]
+
+    def _blocks(self, recording: int, events: int, *, crowded: bool) -> Mapping[int, Block | None]:
+        """What survives a body.  One that was replayed from the same layout before does the same again."""
+        allocator = self.allocator
+        if events <= FEW or not allocator.settled:
+            return self._replay(recording, crowded=crowded).buffers
+        large, small = allocator.layout()
+        known = self._effects.setdefault((recording, allocator.retries, large), {})
+        if small in known or len(known) >= WANDERING:
+            return self._again(known.get(small) or next(iter(known.values())), anywhere=small not in known)
+        before, top, launched = allocator.allocated, allocator.peak_allocated, self._launched
+        changes = allocator.exchanges, self._warm
+        allocator.peak_allocated = before
+        inside = self._replay(recording, crowded=crowded)
+        peak = allocator.peak_allocated - before
+        allocator.peak_allocated = max(top, allocator.peak_allocated)
+        if changes == (allocator.exchanges, self._warm) and allocator.settled and not any(inside.weights.values()):
+            seats = {inner: None if block is None else block.seat for inner, block in inside.buffers.items()}
+            known[small] = _Effect(seats, peak, self._launched - launched)
+        return inside.buffers
+
+    def _again(self, effect: _Effect, *, anywhere: bool) -> Mapping[int, Block | None]:
+        """The same as before."""
+        allocator = self.allocator
+        allocator.peak_allocated = max(allocator.peak_allocated, allocator.allocated + effect.peak)
+        self._launched += effect.launched
+        return {
+            inner: None if seat is None else allocator.retake(seat, anywhere=anywhere)
+            for inner, seat in effect.seats.items()
+        }
+
+    def _replay(self, recording: int, *, crowded: bool) -> _Scene:
+        """A body, event by event, with what survives it."""
+        inside = _Scene(crowded=crowded or recording >= PLACED)
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc) and isinstance(following, Run):
                 self._begin(following.kernel)
             self.take(event, inside)
-        for inner, buffer in kept:
-            scene.buffers[buffer] = inside.buffers[inner]
+        return inside
 
     def _begin(self, index: int) -> None:
         """A convolution copies its input before it asks for the room of its result, and some do all their work."""
