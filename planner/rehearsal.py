@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,10 +11,10 @@ from math import ceil
 from typing import NamedTuple
 
 from planner import workspace
-from planner.allocator import Allocator, Layout, OutOfMemory
+from planner.allocator import SMALL_REQUEST, Allocator, Layout, OutOfMemory, segment_size
 from planner.blocks import Block, Seat
 from planner.clock import AHEAD
-from planner.cost import Cost, late, temporaries
+from planner.cost import Cost, late, rounded, temporaries
 from planner.device import Device
 from planner.pace import VIEWS
 from planner.program import (
@@ -48,8 +49,6 @@ FEW = 12
 """Events of a body, those of its calls included, that are replayed sooner than looked up."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
-TRIFLE = 2**20
-"""Requests up to this come from the small pool (kSmallSize)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,12 +130,19 @@ def _unlucky(loads: tuple[Load, ...]) -> int:
 
 
 def _reserved(sizes: Iterable[int]) -> int:
-    """Of the large pool; in the small one order changes next to nothing."""
-    allocator = Allocator()
-    for size in sizes:
-        if size > TRIFLE:
-            allocator.malloc(size)
-    return allocator.reserved
+    """Of the large pool, where nothing is freed; in the small one order changes next to nothing."""
+    rests: list[int] = []
+    reserved = 0
+    for size in map(rounded, sizes):
+        if size <= SMALL_REQUEST:
+            continue
+        place = bisect_left(rests, size)
+        if place == len(rests):
+            reserved += segment_size(size)
+        rest = (rests.pop(place) if place < len(rests) else segment_size(size)) - size
+        if rest > SMALL_REQUEST:
+            insort(rests, rest)
+    return reserved
 
 
 class _Scene:
