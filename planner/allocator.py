@@ -104,8 +104,10 @@ class Allocator:
         if block is None:
             block = self._grow(pool, rounded)
         block.state = "used"
-        if block.size - rounded >= pool.least_rest:
-            pool.put(block.cut(rounded), "free")
+        if block.size - rounded >= pool.least_rest:  # whose right neighbour is in use, else they were one
+            rest = block.cut(rounded)
+            rest.state = "free"
+            pool.free.put(rest)
         self.allocated += block.size
         if self.allocated > self.peak_allocated:  # noqa: PLR1730 (max is slower, and this line runs for every tensor)
             self.peak_allocated = self.allocated
