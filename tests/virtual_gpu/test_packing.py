@@ -9,24 +9,18 @@ from typing import Any
 import pytest
 import rig
 import torch
+from quantized import CARD, LEFT, SIZES, call, denoiser, priced, within
 from rig import Server
 from techniques import tiny
 
 import planner
-from planner import profiles
 from planner.cards import card
 from planner.loading import card_peak, sizes
-from planner.pricing import Pricer
-from planner.programs import FromProfile, Programs
-from planner.request import Fidelity, Request
 from planner.snippet import code
 from planner.techniques import DEFAULT
 
 pytest.importorskip("bitsandbytes")
 
-CARD = "a100-sxm4-80gb"
-SIZES = {"flux1-dev": (1024, 1024), "sd3-medium": (1024, 1024), "sdxl": (1024, 1024), "wan2.1-t2v-1.3b": (480, 832)}
-FRAMES = 17
 CASES = (
     *((model, "nf4", place) for model in SIZES for place in ("resident", "model")),
     *((model, "llm_int8", "resident") for model in ("flux1-dev", "sd3-medium", "sdxl")),
@@ -86,30 +80,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("model", "value", "place"), CASES)
 def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, value: str, place: str) -> None:
-    height, width = SIZES[model]
-    frames = {"frames": FRAMES} if "wan" in model else {}
-    use = (f"quantization={value}",)
-    asked = Request(height=height, width=width, steps=2, fidelity=Fidelity.LOSSY, use=use, **frames)
-    programs = Programs(FromProfile(profiles.find(model), None), asked, cache)
-    pricer = Pricer(programs, card(CARD), asked, DEFAULT)
+    programs, pricer = priced(model, value, cache)
     (root,) = pricer.roots()
     (settled,) = (option for option in pricer.offered("placement", root) if option.value == place)
     foreseen = pricer.rehearse(pricer.price(pricer.merged(root, (settled,))), None)
     read, stays = sizes(programs, root.candidate, DEFAULT)
     programs.keep()
-    call = {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
-    sent = {"model": model, "value": value, "place": place, "call": call}
+    sent = {"model": model, "value": value, "place": place, "call": call(model)}
     seen = vgpu.script(run, sent, **rig.card(CARD))
     by_phase = {name: allocated for name, allocated, _ in foreseen.phases}
-    assert 0.999 * seen["allocated"] <= foreseen.allocated <= 1.005 * seen["allocated"]
+    assert within(foreseen.allocated, seen["allocated"], 1.005)
     if place == "resident":  # else a phase is promised until the next component is called, and measured until its end
-        phase = "unet" if model == "sdxl" else "transformer"
-        truth = seen["phases"][phase]["allocated"]
+        phase = denoiser(model)
         most = 1.005 if value == "nf4" else 1.02  # large numbers are given the room of all columns
-        assert 0.999 * truth <= by_phase[phase] <= most * truth
+        assert within(by_phase[phase], seen["phases"][phase]["allocated"], most)
     assert seen["packing"] <= card_peak(read, stays)
     assert not seen["stays"]
-    assert seen["left"] < 32_000_000  # cuBLAS keeps a workspace, an autoencoder of videos its last frames
+    assert seen["left"] < LEFT
 
 
 def loaded(folder: str, snippet: str, wanted: dict[str, Any]) -> list[Any]:
