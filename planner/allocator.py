@@ -135,10 +135,8 @@ class Allocator:
         small, large = zip((self._small, self._large), *self._others.values(), strict=True)
         return _layout(large), _layout(small)
 
-    def retake(self, seat: Seat, *, anywhere: bool = False) -> Block | None:
-        """The block that was given there from the same layout; `anywhere`: a small one lies where there is room."""
-        if anywhere and seat.pool.page == SMALL_SEGMENT:
-            return self.malloc(seat.size)
+    def retake(self, seat: Seat) -> Block:
+        """The block that was given there from the same layout."""
         self.allocated += seat.size
         return seat.pool.seize(seat.address, seat.size)
 

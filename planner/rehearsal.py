@@ -18,7 +18,6 @@ from planner.cost import Cost, late, rounded, temporaries
 from planner.device import Device
 from planner.pace import VIEWS
 from planner.program import (
-    PLACED,
     Alloc,
     Aside,
     Call,
@@ -39,12 +38,9 @@ from planner.program import (
     calls,
 )
 
-ROUNDS = 8
-"""Replays after which another call of the same body, with no more held than before, is answered from the cache, though
-it found the idle blocks in other places each time."""
-WANDERING = 2
-"""Replays from one layout of the large blocks after which it does not matter where the small ones lie: what a step
-leaves and the next one takes changes places with every step, and splits no block that counts."""
+CALLS = 8
+"""Calls of a component after which another, with no more held than before, leaves what it leaves and no more is known:
+the idle blocks of some wander for a hundred steps without coming back to where they lay."""
 FEW = 12
 """Events of a body, those of its calls included, that are replayed sooner than looked up."""
 ORDERS = 24
@@ -148,20 +144,16 @@ def _reserved(sizes: Iterable[int]) -> int:
 class _Scene:
     """The buffers and weights of one body while it is replayed."""
 
-    def __init__(self, *, crowded: bool = False) -> None:
-        self.crowded = crowded
-        """Weights come and go in it and take the gaps that other bodies leave, so each is replayed in full."""
+    def __init__(self) -> None:
         self.buffers: dict[int, Block | None] = {}
         self.weights: dict[str, list[list[Block | None]]] = {}
-        self.seen: dict[int, tuple[int, int, int]] = {}
-        """Recording to replays since a request was last tried again, the most that was held before one, and retries."""
 
 
 class _Effect(NamedTuple):
     """What a body does from one layout of the idle blocks."""
 
     seats: Mapping[int, Seat | None]
-    """Where the buffers that survive it lay."""
+    """Where the buffers that survive it lay, large ones at least."""
     peak: int
     """Bytes held at its peak beyond those held before."""
     launched: int
@@ -172,7 +164,11 @@ class _Stage:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
         self._program, self._device, self._cost = program, device, cost
-        self._effects: dict[tuple[int, int, Layout], dict[Layout, _Effect]] = {}
+        self._calls: dict[int, tuple[int, int, int]] = {}
+        """Recording to calls since a request was last tried again, the most that was held before one, and retries."""
+        self._effects: dict[tuple[int, int, Layout], _Effect] = {}
+        self._trifles: dict[tuple[int, int, Layout], Mapping[int, Seat]] = {}
+        """Where the small buffers lay."""
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
@@ -210,53 +206,60 @@ class _Stage:
                 self.allocator.settle()
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
-        body = self._cost.body(self._program, recording, "none")
-        rounds, most, retries = scene.seen.get(recording, (0, 0, 0))
-        held = self.allocator.allocated
-        if retries != self.allocator.retries:
-            rounds = 0
-        scene.seen[recording] = rounds + 1, max(most, held), self.allocator.retries
-        if rounds >= ROUNDS and held <= most and not scene.crowded:
+        if scene is self.course and self._usual(recording):
+            sizes = self._cost.body(self._program, recording, "none").sizes
             for inner, buffer in kept:
-                scene.buffers[buffer] = self.allocator.malloc(body.sizes[inner])
+                scene.buffers[buffer] = self.allocator.malloc(sizes[inner])
             return
-        blocks = self._blocks(recording, body.events, crowded=scene.crowded)
+        blocks = self._blocks(recording)
         for inner, buffer in kept:
             scene.buffers[buffer] = blocks[inner]
 
-    def _blocks(self, recording: int, events: int, *, crowded: bool) -> Mapping[int, Block | None]:
-        """What survives a body.  One that was replayed from the same layout before does the same again."""
+    def _usual(self, recording: int) -> bool:
+        """Whether a component was called often enough with as much held, since memory was last short."""
+        calls, most, retries = self._calls.get(recording, (0, 0, 0))
+        if retries != self.allocator.retries:
+            calls = 0
+        held = self.allocator.allocated
+        self._calls[recording] = calls + 1, max(most, held), self.allocator.retries
+        return calls >= CALLS and held <= most
+
+    def _blocks(self, recording: int) -> Mapping[int, Block | None]:
+        """What survives a body.  From a layout it was replayed from before it does the same again.
+
+        Large pools and small ones are answered apart: the few numbers a step leaves change places with every step.
+        """
         allocator = self.allocator
+        events = self._cost.body(self._program, recording, "none").events
         if events <= FEW or not allocator.settled:
-            return self._replay(recording, crowded=crowded).buffers
-        large, small = allocator.layout()
-        known = self._effects.setdefault((recording, allocator.retries, large), {})
-        if small in known or len(known) >= WANDERING:
-            return self._again(known.get(small) or next(iter(known.values())), anywhere=small not in known)
+            return self._replay(recording).buffers
+        large, small = ((recording, allocator.retries, layout) for layout in allocator.layout())
+        if large in self._effects and small in self._trifles:
+            return self._again(self._effects[large], self._trifles[small])
         before, top, launched = allocator.allocated, allocator.peak_allocated, self._launched
         changes = allocator.exchanges, self._warm
         allocator.peak_allocated = before
-        inside = self._replay(recording, crowded=crowded)
+        inside = self._replay(recording)
         peak = allocator.peak_allocated - before
         allocator.peak_allocated = max(top, allocator.peak_allocated)
         if changes == (allocator.exchanges, self._warm) and allocator.settled and not any(inside.weights.values()):
             seats = {inner: None if block is None else block.seat for inner, block in inside.buffers.items()}
-            known[small] = _Effect(seats, peak, self._launched - launched)
+            trifles = {inner: seat for inner, seat in seats.items() if seat and seat.size <= SMALL_REQUEST}
+            self._effects[large] = _Effect(seats, peak, self._launched - launched)
+            self._trifles[small] = trifles
         return inside.buffers
 
-    def _again(self, effect: _Effect, *, anywhere: bool) -> Mapping[int, Block | None]:
+    def _again(self, effect: _Effect, trifles: Mapping[int, Seat]) -> Mapping[int, Block | None]:
         """The same as before."""
         allocator = self.allocator
         allocator.peak_allocated = max(allocator.peak_allocated, allocator.allocated + effect.peak)
         self._launched += effect.launched
-        return {
-            inner: None if seat is None else allocator.retake(seat, anywhere=anywhere)
-            for inner, seat in effect.seats.items()
-        }
+        seats = {**effect.seats, **trifles}
+        return {inner: None if seat is None else allocator.retake(seat) for inner, seat in seats.items()}
 
-    def _replay(self, recording: int, *, crowded: bool) -> _Scene:
+    def _replay(self, recording: int) -> _Scene:
         """A body, event by event, with what survives it."""
-        inside = _Scene(crowded=crowded or recording >= PLACED)
+        inside = _Scene()
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc) and isinstance(following, Run):

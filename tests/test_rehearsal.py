@@ -202,17 +202,12 @@ def test_what_is_answered_from_a_layout_is_what_a_replay_shows(
 ) -> None:
     repeated, card, never = often(begun(program)), device(), 10**9
 
-    def seen(few: int, wandering: int) -> rehearsing.Rehearsal:
+    def seen(few: int) -> rehearsing.Rehearsal:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in (("FEW", few), ("WANDERING", wandering), ("ROUNDS", never)):
-                patch.setattr(rehearsing, name, value)
+            patch.setattr(rehearsing, "FEW", few)
             return rehearse(repeated, card, capacity=mebibytes * MiB, expandable=expandable)
 
-    event_by_event = seen(never, never)
-    assert seen(0, never) == event_by_event
-    wandering = seen(0, rehearsing.WANDERING)
-    if not (event_by_event.retries or wandering.retries):
-        assert wandering.allocated == event_by_event.allocated
+    assert seen(0) == seen(never)
 
 
 def test_a_body_met_in_one_layout_is_replayed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +215,9 @@ def test_a_body_met_in_one_layout_is_replayed_once(monkeypatch: pytest.MonkeyPat
     replayed: list[int] = []
     replay = rehearsing._Stage._replay
 
-    def counted(stage: rehearsing._Stage, recording: int, *, crowded: bool) -> rehearsing._Scene:
+    def counted(stage: rehearsing._Stage, recording: int) -> rehearsing._Scene:
         replayed.append(recording)
-        return replay(stage, recording, crowded=crowded)
+        return replay(stage, recording)
 
     monkeypatch.setattr(rehearsing._Stage, "_replay", counted)
     pairs = [event for n in range(rehearsing.FEW) for event in (Alloc(n, (2 + n) * MiB), Free(n))]
