@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_map
 from planner import eightbit, fourbit, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
-from planner.program import Attention, Conv, Kernel, Matmul, Plain
+from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.recorder import Recorder
+from planner.reduction import layout
 from planner.strides import channels_last
 
 aten = torch.ops.aten
@@ -38,6 +39,8 @@ PRODUCTS = {
     aten._int_mm.default: 0,
 }
 """Matrix products and the position of their first factor."""
+REDUCTIONS = {aten.sum.dim_IntList: 1, aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
+"""Operations over dimensions and the position in which these are named."""
 RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
 FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full.default}
 SILENT = {torch.ops.prim.device.default, aten.sym_size.int, aten.is_pinned.default, aten.detach.default}
@@ -269,9 +272,21 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
     name, flops = func._schema.name.removeprefix("aten::"), sum(t.numel() for t in outs)
+    if func in REDUCTIONS and len(args) > REDUCTIONS[func] and args[0].dim() and args[0].numel():
+        return _reduction(name, args[0], args[REDUCTIONS[func]], flops, traffic)
     # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
     copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
     return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
+
+
+def _reduction(name: str, x: torch.Tensor, dims: Sequence[int] | None, flops: int, traffic: int) -> Reduction:
+    over = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
+    values = prod(x.shape[d] for d in over)
+    along, vector = layout(x.shape, x.stride(), over, int(x.storage_offset()))
+    return Reduction(
+        name=name, flops=flops, traffic=traffic, results=x.numel() // values, values=values, along=along, vector=vector,
+        item=max(4, x.element_size()),
+    )  # fmt: skip
 
 
 def nbytes(tensor: torch.Tensor) -> int:

@@ -30,6 +30,22 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction(Plain):
+    """A sum, mean or norm; what it holds hangs on the card."""
+
+    results: int = 1
+    """Numbers that come out."""
+    values: int = 1
+    """Numbers that go into each."""
+    along: bool = True
+    """Whether the values of one result lie closer than results do."""
+    vector: int = 1
+    """Values that a thread loads at once."""
+    item: int = 4
+    """Bytes of a number while it is worked out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Matmul:
     """A matrix product (cuBLAS); `flops` counts two per multiply-add."""
 
@@ -88,7 +104,7 @@ class Attention:
     """False where diffusers cannot change the backend of this module (text encoders)."""
 
 
-Kernel = Plain | Matmul | Conv | Attention
+Kernel = Plain | Reduction | Matmul | Conv | Attention
 
 
 class Alloc(NamedTuple):
