@@ -37,6 +37,8 @@ from planner.program import (
     Stay,
 )
 
+SETTLED = 3
+"""Calls after which each is like the one before: the first learns the order, the second leaves what it leads to."""
 TABLES = "tables"
 """Key of a component's buffers."""
 
@@ -87,6 +89,8 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     numbered = enumerate((c for c in program.components if c.name in chosen), start=1)
     writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
     course = tuple(writer.course())
+    for _ in range(min(program.variant.splits, SETTLED) - 1):  # later calls know the order and begin with what was left
+        course = (*writer.kept(), *writer.course())
     waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
     waiting += in_flight((course, *(body.events for body in writer.written)))
     return replace(
@@ -261,6 +265,11 @@ class _Hooks:
         """
         if self.left:
             self._lingers = True
+            yield from self.kept()
+
+    def kept(self) -> Iterator[Event]:
+        """What waits on the card."""
+        if self._lingers:
             sizes = (size for group in self.left for size in group.sizes)
             yield Stay(f"{self.component.name}/left", (*sizes, *self.tables), self._stream)
 
@@ -341,6 +350,11 @@ class _Writer:
         remembering = self._program.variant.remembers
         events = lent(self._program.events, self._hooks, remembering=remembering)
         yield from self._body(events, None, "", Names(count()))
+
+    def kept(self) -> Iterator[Event]:
+        """What waits on the card when the pipeline is called again."""
+        for hooks in self._hooks.values():
+            yield from hooks.kept()
 
     def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:
         """Events of one body of a component, or of the course where `hooks` is None."""

@@ -14,7 +14,22 @@ from techniques.programs import device
 from planner import rehearsal as rehearsing
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Attention, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
+from planner.program import (
+    Alloc,
+    Attention,
+    Call,
+    Cast,
+    Conv,
+    Drop,
+    Empty,
+    Free,
+    Load,
+    Matmul,
+    Plain,
+    Program,
+    Recording,
+    Run,
+)
 from planner.rehearsal import _loads, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)
@@ -64,6 +79,16 @@ def test_under_a_cap_it_runs_within_it_or_says_where_it_stops(program: Program, 
     unlucky = _unlucky(tuple(_loads(placed.recordings[placed.course].events)))
     if roomy.reserved + unlucky <= capacity:
         assert rehearsal == roomy
+
+
+def test_later_calls_of_a_split_find_the_workspace_of_products() -> None:
+    """What comes before the first product of a call comes after the last one of the call before."""
+    looked_up = Recording("Embedding", (), (Alloc(0, 30 * MiB), Free(0), Run(0)))
+    call = replace(course(Call(0, "text_encoder", ())), kernels=(PRODUCT,))
+    once = replace(call, recordings=(looked_up, *call.recordings), course=1)
+    several = replace(once, variant=replace(once.variant, splits=2))
+    held = [{name: a for name, a, _ in rehearse(p, device()).phases}["text_encoder"] for p in (once, several)]
+    assert held == [30 * MiB, 30 * MiB + CUBLAS]
 
 
 def test_hand_made_blocks() -> None:
