@@ -365,6 +365,8 @@ class Component:
     """The modules it can be streamed by, in the order in which it holds them."""
     stacks: tuple[Stack, ...] = ()
     """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
+    tables: tuple[Unit, ...] = ()
+    """Modules with buffers of their own, and the places of those that are `anchored`; by leaves they travel together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

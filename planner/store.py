@@ -143,9 +143,9 @@ def _event(row: list[Any]) -> Event:
 
 def _component(data: dict[str, Any]) -> Component:
     sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
-    units = tuple(map(_unit, data["units"]))
+    units = {name: tuple(map(_unit, data[name])) for name in ("units", "tables")}
     stacks = tuple(_stack(*stack) for stack in data["stacks"])
-    return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units, "stacks": stacks})
+    return Component(**data | sizes | units | {"traits": frozenset(data["traits"]), "stacks": stacks})
 
 
 def _unit(data: list[Any]) -> Unit:

@@ -298,6 +298,18 @@ def test_what_the_last_module_leads_waits_on_the_card_for_the_next_call() -> Non
     assert course == [called, called, left, gone, called, left]
 
 
+@pytest.mark.parametrize("grouping", [LEAF, LEAVES_AHEAD])
+def test_by_leaves_tables_travel_with_their_module(grouping: Grouping) -> None:
+    program = denoiser(steps=1)
+    tables = (Unit(("blocks.0",), (5,)), Unit(("blocks.1.up",), (6,)))
+    unet = replace(program.components[0], weights=(*WEIGHTS, 7, 70), anchored=(7, 70), tables=tables)
+    (call,) = passes(group_offload(replace(program, components=(unet,)), grouping, ("unet",)))
+    assert [size for event, _, size in call if event in ("Load", "Fetch") and size] == [10, 7, 100, 20, 270, 40]
+    story = [event for event, key, _ in call if event != "Await" and (key or not grouping.stream)]
+    comes = "Fetch" if grouping.stream else "Load"
+    assert story[2:8] == [comes, comes, "Drop", comes, "Drop", "Drop"], "around its layers"
+
+
 def test_of_several_calls_those_count_that_know_the_order() -> None:
     """A text encoder runs once a call, so only from the second call on are two of its blocks there together."""
     once = denoiser(steps=1)
