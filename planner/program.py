@@ -366,7 +366,7 @@ class Component:
     stacks: tuple[Stack, ...] = ()
     """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
     tables: tuple[Unit, ...] = ()
-    """Modules with buffers of their own, and the places of those that are `anchored`; by leaves they travel together."""
+    """Modules with buffers of their own, and the places of those that are `anchored`; by leaves these go along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
