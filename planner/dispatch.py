@@ -26,7 +26,7 @@ from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.recorder import Recorder
 from planner.reduction import layout
-from planner.strides import channels_last
+from planner.strides import channels_last, hand_on, is_handed_on
 
 aten = torch.ops.aten
 
@@ -88,9 +88,10 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
                 out = self._huge(func, args, kwargs)
             if out is NotImplemented:
                 out = func(*_counted(func, args), **kwargs)
+        outs = tuple(tensors(out))
+        _follow(func, args, outs)
         if func.is_view:
             return out
-        outs = tuple(tensors(out))
         if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in tensors((args, kwargs))):
             self._recorder.ignore(outs)
             return out
@@ -289,6 +290,20 @@ def _reduction(name: str, x: torch.Tensor, dims: Sequence[int] | None, flops: in
     )  # fmt: skip
 
 
+def _follow(func: Any, args: Sequence[Any], outs: Sequence[torch.Tensor]) -> None:
+    """Note which results in bfloat16 are channels-last by convolutions alone; older cards have no cuDNN for those."""
+    for out in outs:
+        if out.dtype != torch.bfloat16 or not _is_last(out):
+            continue
+        causes = [t for t in tensors(args) if t.dim() == out.dim() and _is_last(t)]
+        if func is aten.convolution.default or (causes and all(map(is_handed_on, causes))):
+            hand_on(out)
+
+
+def _is_last(tensor: torch.Tensor) -> bool:
+    return not tensor.is_contiguous() and channels_last(tensor.shape, tensor.stride())
+
+
 def nbytes(tensor: torch.Tensor) -> int:
     """Bytes of the tensor's own elements."""
     return tensor.numel() * tensor.element_size()
@@ -307,6 +322,7 @@ def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
         dtype=name_of(x.dtype), input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
         stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups, transposed=transposed,
         input_last=input_last, weight_last=weight_last, copied=not x.is_contiguous(memory_format=layout),
+        handed_on=is_handed_on(x),
     )  # fmt: skip
 
 

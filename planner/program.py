@@ -75,6 +75,8 @@ class Conv:
     transposed: bool = False
     copied: bool = False
     """The input lies otherwise in memory than the layout it runs in; torch copies it first."""
+    handed_on: bool = False
+    """The input is channels-last only because an earlier convolution left it so, as cuDNN does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ def copied(conv: Conv, device: Device) -> tuple[int, int]:
     x, w, _ = _sizes(conv)
     if prod(conv.weight[2:]) == 1:  # such a weight lies in both layouts
         w = 0
-    if _unfolds(conv, device):  # which torch does with contiguous tensors only
-        return x if conv.input_last or (conv.copied and not last) else 0, w if conv.weight_last else 0
+    if _unfolds(conv, device):  # which torch does with contiguous tensors only, and leaves contiguous ones
+        apart = (conv.input_last and not conv.handed_on) or (conv.copied and not last)
+        return x if apart else 0, w if conv.weight_last else 0
     return x if conv.copied else 0, w if last and not conv.weight_last else 0
 
 

@@ -5,6 +5,8 @@ x, w and y are the bytes of input, weight and output.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from techniques.programs import device
 
@@ -70,6 +72,14 @@ def test_bfloat16_is_as_float16_where_the_card_has_it(capability: tuple[int, int
 def test_bfloat16_unfolds_the_image_on_older_cards(last: str, mebibytes: int) -> None:
     """No cuDNN kernels below 8.0: torch's im2col, nine positions of each input channel, as was measured."""
     assert convolution(conv("bfloat16", 256, 1024, 256, last=last), (7, 5)) / MiB == pytest.approx(mebibytes, abs=1)
+
+
+def test_what_a_convolution_handed_on_is_contiguous_there() -> None:
+    given = replace(conv("bfloat16", 256, 64, 256), input_last=True)
+    x = 256 * 64 * 64 * 2
+    assert copied(given, device((7, 5)))[0] == x
+    assert copied(replace(given, handed_on=True), device((7, 5)))[0] == 0
+    assert copied(replace(given, handed_on=True), device((8, 0))) == copied(given, device((8, 0)))
 
 
 def test_unfolding_goes_image_by_image() -> None:
