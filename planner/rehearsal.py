@@ -16,7 +16,7 @@ from planner.cost import Cost, late, temporaries
 from planner.device import Device
 from planner.pace import VIEWS
 from planner.program import (
-    PLACED,
+    STREAMED,
     Alloc,
     Aside,
     Call,
@@ -152,7 +152,8 @@ class _Scene:
 
     def __init__(self, *, crowded: bool = False) -> None:
         self.crowded = crowded
-        """Weights come and go in it and take the gaps that other bodies leave, so each is replayed in full."""
+        """Weights come and go in it, take the gaps that other bodies leave, and have the cache emptied, so each body is
+        replayed in full."""
         self.buffers: dict[int, Block | None] = {}
         self.weights: dict[str, list[list[Block | None]]] = {}
         self.seen: dict[int, tuple[int, int, int]] = {}
@@ -222,7 +223,7 @@ class _Stage:
             for inner, buffer in kept:
                 scene.buffers[buffer] = self.allocator.malloc(body.sizes[inner])
             return
-        inside = _Scene(crowded=scene.crowded or recording >= PLACED)
+        inside = _Scene(crowded=scene.crowded or recording >= STREAMED)
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc) and isinstance(following, Run):
