@@ -1,6 +1,7 @@
 """Predictions beside peaks that others published for physical cards; facts and sources are in published.csv.
 
-A row that cannot be compared says why in its last column.  Where the source states the weights (it quantized or fused
+A row that cannot be compared says why in its last column; one that was compared and then set apart does so too, and has
+its figures in a table of its own.  Where the source states the weights (it quantized or fused
 them in ways no profile has), they are taken from it: what is predicted is all that the call adds.
 """
 
@@ -29,13 +30,18 @@ FACTS = Path(__file__).parent / "published.csv"
 UNITS = {"GiB": 2**30, "GB": 10**9}
 STEPS = 2
 """Further steps change no peak."""
+COLUMNS = (
+    "| row | pipeline | size | images | technique | card | predicted GB | published GB | error |",
+    "|---|---|---|---:|---|---|---:|---:|---:|",
+)
 SET_APART = (
     "40 rows were set apart after they had been compared, because they missed: 34 of CogVideoX-5b (8 to 15 % too",
-    "much), 5 of FLUX.1-dev with 16 images (4 % too much) and one with tiles of another shape (21 % too little).",
-    "That older versions of cuDNN explain the first two is inferred from the bytes, not shown: the sources do not",
-    "name their cuDNN.  The virtual GPU agrees with today's predictions there (36.98 and 63.94 GB).  First",
-    "comparison, all 69 rows, before workspaces were asked of cuDNN: median 8.27 %, 95 % within 15.01 %, from",
-    "-20.60 % to +15.44 %.",
+    "much), 5 of FLUX.1-dev with 16 images (4 % too little) and one with tiles of another shape (21 % too little).",
+    "They stand at the end, each with what is predicted now and its reason.  Those of CogVideoX-5b are not explained:",
+    "an older cuDNN, once presumed here, does not do it, for without any workspace of convolutions the predicted peak",
+    "is the same.  For FLUX.1-dev it is inferred from the bytes, not shown: the source does not name its cuDNN.  The",
+    "virtual GPU agrees with today's predictions there (39.00 and 63.94 GB).  First comparison, all 69 rows, before",
+    "workspaces were asked of cuDNN: median 8.27 %, 95 % within 15.01 %, from -20.60 % to +15.44 %.",
 )
 """What a reader has to know of the rows left out."""
 
@@ -54,6 +60,8 @@ class Published:
     predicted: int
     published: int
     source: str
+    left_out: str = ""
+    """Why the row was set apart after it had been compared; empty where it counts."""
 
     @property
     def error(self) -> float:
@@ -62,9 +70,9 @@ class Published:
 
 
 def compared(cache: Path) -> list[Published]:
-    """All rows that can be compared."""
+    """All rows that can be compared, those set apart included."""
     with FACTS.open(newline="") as lines:
-        facts = [row for row in csv.DictReader(lines) if not row["left_out"]]
+        facts = [row for row in csv.DictReader(lines) if row["profile"]]
     asked = ("profile", "components", "height", "width", "frames", "images", "dtype")
     made = []
     for key, same in groupby(facts, key=lambda row: [row[name] for name in asked]):
@@ -96,6 +104,7 @@ def _compared(row: dict[str, str], programs: Programs, request: Request) -> Publ
         row=row["row"], profile=row["profile"], size=f"{row['width']}×{row['height']}{frames}",
         images=int(row["images"]), dtype=row["dtype"], technique=row["technique"] or "none", card=row["card"],
         predicted=predicted, published=round(float(row["value"]) * UNITS[row["unit"]]), source=row["source"],
+        left_out=row["left_out"],
     )  # fmt: skip
 
 
@@ -111,7 +120,7 @@ def page(rows: Sequence[Published]) -> str:
     """The results, as Markdown."""
     with FACTS.open(newline="") as lines:
         reasons = Counter(row["left_out"] for row in csv.DictReader(lines))
-    errors = [row.error for row in rows]
+    counted, apart = ([row for row in rows if bool(row.left_out) == left_out] for left_out in (False, True))
     lines = [
         "# Predictions and published peaks",
         "",
@@ -123,16 +132,23 @@ def page(rows: Sequence[Published]) -> str:
         "",
         f"| {HEAD}",
         f"|---{RULE}",
-        stated("published, allocated", errors),
-        *(stated(name, [r.error for r in rows if r.profile == name]) for name in sorted({r.profile for r in rows})),
+        stated("published, allocated", [row.error for row in counted]),
+        *(
+            stated(name, [r.error for r in counted if r.profile == name])
+            for name in sorted({r.profile for r in counted})
+        ),
         "",
         "| left out because | rows |",
         "|---|---:|",
         *(f"| {reason} | {count} |" for reason, count in reasons.most_common() if reason),
         "",
-        "| row | pipeline | size | images | technique | card | predicted GB | published GB | error |",
-        "|---|---|---|---:|---|---|---:|---:|---:|",
-        *map(_line, rows),
+        *COLUMNS,
+        *map(_line, counted),
+        "",
+        "Set apart after comparison, each with what is predicted now and its reason:",
+        "",
+        *(f"{head} {end}" for head, end in zip(COLUMNS, ("left out because |", "---|"), strict=True)),
+        *(f"{_line(row)} {row.left_out} |" for row in apart),
     ]
     return "\n".join(lines) + "\n"
 

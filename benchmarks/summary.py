@@ -18,7 +18,8 @@ from planner import profiles
 from planner.cards import catalogue
 
 MOVING = ("placement=model", "split=")
-"""Under these a phase is measured from before its predecessor, or the call before, has left: in no summary by phase."""
+"""Under these a phase of draws up to 2028 was measured from before its predecessor, or the call before, had left: in no
+summary by phase, but among the large errors."""
 LARGE, LARGE_RESERVED = 0.01, 0.08
 """Errors of the allocated peak, and of what a whole call reserves, above this are explained one by one."""
 HEAD = "| rows | median | 95 % within | least | greatest |"
@@ -182,8 +183,7 @@ def _kind(phase: str) -> str:
 
 def _large(rows: Sequence[Compared], causes: Causes) -> Iterator[str]:
     """Every error that is large, whole calls first, and what makes it as far as it was traced."""
-    counted = (row for row in rows if row.has_errors and (row.phase == WHOLE or not _moves(row)))
-    large = sorted((row for row in counted if _is_large(row)), key=lambda row: row.phase != WHOLE)
+    large = sorted((row for row in rows if row.has_errors and _is_large(row)), key=lambda row: row.phase != WHOLE)
     limits = f"{LARGE:.0%} of an allocated peak, or {LARGE_RESERVED:.0%} of what a call reserves"
     yield from (f"## Errors above {limits}", "")
     if not large:

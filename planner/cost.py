@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from planner import attention, clock, workspace
+from planner import attention, clock, reduction, workspace
 from planner.clock import Clock, Row, Span
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
@@ -35,6 +35,7 @@ from planner.program import (
     Plain,
     Program,
     Recording,
+    Reduction,
     Run,
     Stay,
     calls,
@@ -389,6 +390,8 @@ def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
             return *workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
             return attention.requests(kernel, device)
+        case Reduction():
+            return reduction.requests(kernel, device)
         case Plain(scratch=size):
             return (size,)
     return ()

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_map
 from planner import eightbit, fourbit, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
-from planner.program import Attention, Conv, Kernel, Matmul, Plain
+from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.recorder import Recorder
-from planner.strides import channels_last
+from planner.reduction import layout
+from planner.strides import channels_last, hand_on, is_handed_on
 
 aten = torch.ops.aten
 
@@ -38,6 +39,8 @@ PRODUCTS = {
     aten._int_mm.default: 0,
 }
 """Matrix products and the position of their first factor."""
+REDUCTIONS = {aten.sum.dim_IntList: 1, aten.mean.dim: 1, aten.linalg_vector_norm.default: 2}
+"""Operations over dimensions and the position in which these are named."""
 RANDOM = {aten.randn.default, aten.randn.generator, aten.rand.default, aten.rand.generator}
 FACTORIES = RANDOM | {aten.zeros.default, aten.ones.default, aten.empty.memory_format, aten.full.default}
 SILENT = {torch.ops.prim.device.default, aten.sym_size.int, aten.is_pinned.default, aten.detach.default}
@@ -85,9 +88,10 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
                 out = self._huge(func, args, kwargs)
             if out is NotImplemented:
                 out = func(*_counted(func, args), **kwargs)
+        outs = tuple(tensors(out))
+        _follow(func, args, outs)
         if func.is_view:
             return out
-        outs = tuple(tensors(out))
         if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in tensors((args, kwargs))):
             self._recorder.ignore(outs)
             return out
@@ -269,9 +273,35 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         shape = (prod(out.shape[:-2]), *out.shape[-2:], first.shape[-1])
         return Matmul(dtype=name_of(first.dtype), flops=2 * prod(shape), traffic=traffic, shape=shape)
     name, flops = func._schema.name.removeprefix("aten::"), sum(t.numel() for t in outs)
+    if func in REDUCTIONS and len(args) > REDUCTIONS[func] and args[0].dim() and args[0].numel():
+        return _reduction(name, args[0], args[REDUCTIONS[func]], flops, traffic)
     # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
     copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
     return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
+
+
+def _reduction(name: str, x: torch.Tensor, dims: Sequence[int] | None, flops: int, traffic: int) -> Reduction:
+    over = {d % x.dim() for d in dims} if dims else set(range(x.dim()))
+    values = prod(x.shape[d] for d in over)
+    along, vector = layout(x.shape, x.stride(), over, int(x.storage_offset()))
+    return Reduction(
+        name=name, flops=flops, traffic=traffic, results=x.numel() // values, values=values, along=along, vector=vector,
+        item=max(4, x.element_size()),
+    )  # fmt: skip
+
+
+def _follow(func: Any, args: Sequence[Any], outs: Sequence[torch.Tensor]) -> None:
+    """Note which results in bfloat16 are channels-last by convolutions alone; older cards have no cuDNN for those."""
+    for out in outs:
+        if out.dtype != torch.bfloat16 or not _is_last(out):
+            continue
+        causes = [t for t in tensors(args) if t.dim() == out.dim() and _is_last(t)]
+        if func is aten.convolution.default or (causes and all(map(is_handed_on, causes))):
+            hand_on(out)
+
+
+def _is_last(tensor: torch.Tensor) -> bool:
+    return not tensor.is_contiguous() and channels_last(tensor.shape, tensor.stride())
 
 
 def nbytes(tensor: torch.Tensor) -> int:
@@ -292,6 +322,7 @@ def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
         dtype=name_of(x.dtype), input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
         stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups, transposed=transposed,
         input_last=input_last, weight_last=weight_last, copied=not x.is_contiguous(memory_format=layout),
+        handed_on=is_handed_on(x),
     )  # fmt: skip
 
 

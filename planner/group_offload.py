@@ -37,8 +37,8 @@ from planner.program import (
     Stay,
 )
 
-TABLES = "tables"
-"""Key of a component's buffers."""
+SETTLED = 3
+"""Calls after which each is like the one before: the first learns the order, the second leaves what it leads to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,8 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     numbered = enumerate((c for c in program.components if c.name in chosen), start=1)
     writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
     course = tuple(writer.course())
+    for _ in range(min(program.variant.splits, SETTLED) - 1):  # later calls know the order and begin with what was left
+        course = (*writer.kept(), *writer.course())
     waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
     waiting += in_flight((course, *(body.events for body in writer.written)))
     return replace(
@@ -181,6 +183,10 @@ class _Hooks:
         """What the last call left on the card."""
         self._lingers = False
         self._bears: dict[int, bool] = {}
+        self._tables = {
+            unit.path: tuple(component.weights[place] for place in unit.places) for unit in component.tables
+        }
+        """Buffers by module that no recorded body owns; they keep their size when weights are cast."""
 
     def cast(self, sizes: tuple[int, ...]) -> None:
         """The weights change size where they wait; by leaves the bodies recorded since then tell."""
@@ -194,11 +200,6 @@ class _Hooks:
         return "disk" if self._grouping.disk else "pageable"
 
     @property
-    def tables(self) -> tuple[int, ...]:
-        """Buffers that no recorded body owns; by leaves they are taken to be there for the whole call."""
-        return () if self._grouping.blocks else self.component.anchored
-
-    @property
     def state(self) -> tuple[int, int, int, tuple[_Group, ...]]:
         """Casts so far, orders learnt, tables doubled, weights left: while these are the same, so is what hooks do."""
         return self._casts, sum(order.learnt for order in self._orders), len(self._turned), self.left
@@ -208,6 +209,7 @@ class _Hooks:
         if self._grouping.blocks:
             group = self._groups.get(path)
             return group if group is None or group.key not in self._turned else _doubled(group)
+        own = (*own, *self._tables.get(path, ()))
         if not own and (path or not self._grouping.stream):
             return None
         return _Group(path if self._stream else "", own, path, path, self._stream)
@@ -216,6 +218,8 @@ class _Hooks:
         """Whether hooks sit in a module."""
         if self._grouping.blocks:
             return any(known.startswith(f"{path}.") for known in self._groups)
+        if any(known.startswith(f"{path}.") for known in self._tables):
+            return True
         if recording not in self._bears:
             events = self._program.recordings[recording].events
             self._bears[recording] = any(map(self._is_borne, events))
@@ -261,8 +265,13 @@ class _Hooks:
         """
         if self.left:
             self._lingers = True
-            sizes = (size for group in self.left for size in group.sizes)
-            yield Stay(f"{self.component.name}/left", (*sizes, *self.tables), self._stream)
+            yield from self.kept()
+
+    def kept(self) -> Iterator[Event]:
+        """What waits on the card."""
+        if self._lingers:
+            sizes = tuple(size for group in self.left for size in group.sizes)
+            yield Stay(f"{self.component.name}/left", sizes, self._stream)
 
     def resume(self) -> Iterator[Event]:
         """Before a call: that turn has come."""
@@ -342,6 +351,11 @@ class _Writer:
         events = lent(self._program.events, self._hooks, remembering=remembering)
         yield from self._body(events, None, "", Names(count()))
 
+    def kept(self) -> Iterator[Event]:
+        """What waits on the card when the pipeline is called again."""
+        for hooks in self._hooks.values():
+            yield from hooks.kept()
+
     def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:
         """Events of one body of a component, or of the course where `hooks` is None."""
         inside: list[tuple[_Hooks | None, str, _Group | None]] = [(hooks, path, None)]
@@ -416,15 +430,11 @@ class _Writer:
 
     def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: Names) -> Iterator[Event]:
         group = hooks.group("", recording.own) if "." not in call.module else None
-        if tables := hooks.tables:
-            yield Load(TABLES, tables, source=hooks.unstreamed)
         yield from hooks.board()
         yield from hooks.begin(group, "") if group else ()
         yield from self._body(recording.events, hooks, "", names)
         yield from hooks.end(group, "") if group else ()
         yield from hooks.leave()
-        if tables:
-            yield Drop(TABLES, copied=False)
 
 
 def _joined(here: str, module: str) -> str:

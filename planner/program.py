@@ -30,6 +30,22 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Reduction(Plain):
+    """A sum, mean or norm; what it holds hangs on the card."""
+
+    results: int = 1
+    """Numbers that come out."""
+    values: int = 1
+    """Numbers that go into each."""
+    along: bool = True
+    """Whether the values of one result lie closer than results do."""
+    vector: int = 1
+    """Values that a thread loads at once."""
+    item: int = 4
+    """Bytes of a number while it is worked out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Matmul:
     """A matrix product (cuBLAS); `flops` counts two per multiply-add."""
 
@@ -59,6 +75,8 @@ class Conv:
     transposed: bool = False
     copied: bool = False
     """The input lies otherwise in memory than the layout it runs in; torch copies it first."""
+    handed_on: bool = False
+    """The input is channels-last only because an earlier convolution left it so, as cuDNN does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +106,7 @@ class Attention:
     """False where diffusers cannot change the backend of this module (text encoders)."""
 
 
-Kernel = Plain | Matmul | Conv | Attention
+Kernel = Plain | Reduction | Matmul | Conv | Attention
 
 
 class Alloc(NamedTuple):
@@ -349,6 +367,8 @@ class Component:
     """The modules it can be streamed by, in the order in which it holds them."""
     stacks: tuple[Stack, ...] = ()
     """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
+    tables: tuple[Unit, ...] = ()
+    """Modules with buffers of their own, and the places of those that are `anchored`; by leaves these go along."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

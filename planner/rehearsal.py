@@ -91,6 +91,8 @@ def rehearse(
             if called:
                 now = called
                 stage.allocator.reset_peaks()
+                if stage.again:
+                    stage.warm()
             stage.take(event, stage.course)
             seen = peaks.get(now, (0, 0))
             here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
@@ -164,6 +166,8 @@ class _Stage:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
         self._program, self._device, self._cost = program, device, cost
+        self.again = program.variant.splits > 1
+        """Whether the program stands for calls after the first as well, which find there what stays of that."""
         self._calls: dict[int, tuple[int, int, int]] = {}
         """Recording to calls since a request was last tried again, the most that was held before one, and retries."""
         self._effects: dict[tuple[int, int, Layout], _Effect] = {}
@@ -187,6 +191,12 @@ class _Stage:
             self._call(event.recording, event.kept, scene)
         else:
             self._move(event, scene)
+
+    def warm(self) -> None:
+        """The first product brings cuBLAS's workspace, which stays."""
+        if not self._warm:
+            self._warm = True
+            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
 
     def _move(self, event: Event, scene: _Scene) -> None:
         """Replay one event that concerns weights; others ask nothing of the allocator."""
@@ -286,9 +296,8 @@ class _Stage:
         if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
             self._launched += 1
             self.allocator.settle(self._launched - AHEAD)  # the host gets no further ahead of the card
-        if not self._warm and isinstance(kernel, Matmul):
-            self._warm = True
-            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
+        if isinstance(kernel, Matmul):
+            self.warm()
         if isinstance(kernel, Conv):
             if self._early is None:  # its result is not new, or not the body's own
                 self._begin(index)

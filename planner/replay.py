@@ -218,12 +218,15 @@ def own_weights(module: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
     return tuple(nbytes(piece.tensor) for t in held if t is not None and t.numel() for piece in parts(t))
 
 
-def anchored_buffers(root: torch.nn.Module, *, buffers: bool) -> tuple[int, ...]:
-    """Bytes of the buffers that those hooks leave on the card: what is not saved, or all of them."""
-    staying = {
-        id(tensor): nbytes(tensor)
-        for module in root.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is not None and tensor.numel() and not (buffers and name not in module._non_persistent_buffers_set)
-    }
-    return tuple(staying.values())
+def anchored_buffers(root: torch.nn.Module, *, buffers: bool) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The buffers that those hooks leave on the card, by module: what is not saved, or all of them."""
+    found: dict[str, list[torch.Tensor]] = {}
+    seen: set[int] = set()
+    for path, module in root.named_modules():
+        for name, tensor in module._buffers.items():
+            if tensor is None or not tensor.numel() or id(tensor) in seen:
+                continue
+            if not (buffers and name not in module._non_persistent_buffers_set):
+                seen.add(id(tensor))
+                found.setdefault(path, []).append(tensor)
+    return {path: tuple(tensors) for path, tensors in found.items()}

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from planner.cached import remembers
 from planner.packed import is_packed, parts
+from planner.strides import hand_on, is_handed_on
 
 SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 IGNORED = {"layer_idx", "forward", "_apply", "extra_repr", "quant_state"}
@@ -63,7 +64,7 @@ def _tells(name: str) -> bool:
 
 
 def _shape(tensor: torch.Tensor) -> tuple[Hashable, ...]:
-    return (tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, FakeTensor))
+    return (tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, FakeTensor), is_handed_on(tensor))
 
 
 def _weight(tensor: torch.Tensor) -> tuple[Hashable, ...]:
@@ -123,6 +124,7 @@ class Shape:
     dtype: torch.dtype
     nbytes: int
     real: torch.Tensor | None = None
+    handed_on: bool = False
 
 
 def shape_of(tensor: torch.Tensor, source: int) -> Shape:
@@ -134,6 +136,7 @@ def shape_of(tensor: torch.Tensor, source: int) -> Shape:
     return Shape(
         source=source, size=tuple(tensor.shape), stride=tensor.stride(), offset=int(tensor.storage_offset()),
         dtype=tensor.dtype, nbytes=tensor.untyped_storage().nbytes(), real=real,
+        handed_on=is_handed_on(tensor),
     )  # fmt: skip
 
 
@@ -171,6 +174,9 @@ def made_anew(shape: Shape, bases: dict[int, torch.Tensor], mode: FakeTensorMode
             whole = shape.nbytes == prod(shape.size) * shape.dtype.itemsize and shape.offset == 0
             if whole:
                 bases[shape.source] = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype)
+                hand_on(bases[shape.source], shape.handed_on)
                 return bases[shape.source]
             bases[shape.source] = torch.empty(shape.nbytes // shape.dtype.itemsize, dtype=shape.dtype)
-        return bases[shape.source].as_strided(shape.size, shape.stride, shape.offset)
+        made = bases[shape.source].as_strided(shape.size, shape.stride, shape.offset)
+        hand_on(made, shape.handed_on)
+        return made

@@ -16,12 +16,12 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 22
+FORMAT = 23
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
 """What quantizes, where it is installed."""
-KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention)
+KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention, p.Reduction)
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)
 """Those of a recording; placement, which is not stored, adds the others."""
 
@@ -143,9 +143,9 @@ def _event(row: list[Any]) -> Event:
 
 def _component(data: dict[str, Any]) -> Component:
     sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
-    units = tuple(map(_unit, data["units"]))
+    units = {name: tuple(map(_unit, data[name])) for name in ("units", "tables")}
     stacks = tuple(_stack(*stack) for stack in data["stacks"])
-    return Component(**data | sizes | {"traits": frozenset(data["traits"]), "units": units, "stacks": stacks})
+    return Component(**data | sizes | units | {"traits": frozenset(data["traits"]), "stacks": stacks})
 
 
 def _unit(data: list[Any]) -> Unit:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+HANDED_ON = "_planner_handed_on"
 CHANNELS_LAST_ORDER = {4: (1, 3, 2, 0), 5: (1, 4, 3, 2, 0)}
 
 
@@ -42,3 +43,14 @@ def channels_last(size: Sequence[int], stride: Sequence[int]) -> bool:
             return False
         least = stride[d] * max(size[d], 1)
     return True
+
+
+def is_handed_on(tensor: object) -> bool:
+    """Whether a ghost is channels-last only because a convolution left it so: without cuDNN it would be contiguous."""
+    return getattr(tensor, HANDED_ON, False)
+
+
+def hand_on(tensor: object, handed_on: bool = True) -> None:
+    """Say so of a ghost."""
+    if handed_on:
+        setattr(tensor, HANDED_ON, True)

@@ -266,13 +266,16 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         sizes[p.dtype] = sizes.get(p.dtype, 0) + p.numel()
     wide = [d for d in sizes if d.is_floating_point and d.itemsize > 1] or list(sizes)  # packed numbers have no say
     dtype = max(wide, key=lambda d: sizes[d], default=torch.float32)
+    tables = anchored_buffers(module, buffers=offloads_buffers(module))
+    places = {id(tensor): place for place, tensor in enumerate(held(module))}
     return Component(
         name=name, kind=type(module).__name__, dtype=name_of(dtype), weights=weights_of(module),
-        anchored=anchored_buffers(module, buffers=offloads_buffers(module)),
+        anchored=tuple(nbytes(tensor) for own in tables.values() for tensor in own),
         traits=frozenset(trait for trait, has in (*_traits(name, module), *_traits_in(pipe, module)) if has),
         tile=int(tile) if isinstance(tile, (int, float)) else 0, factor=_factor(name, pipe),
         units=() if is_autoencoder(module) else tuple(Unit(unit.paths, unit.places) for unit in units_of(module)),
         stacks=stacks_of(module),
+        tables=tuple(Unit((path,), tuple(places[id(tensor)] for tensor in own)) for path, own in tables.items()),
     )  # fmt: skip
 
 

@@ -139,10 +139,11 @@ class Listener:
             seconds=time.perf_counter() - self._started,
         )  # fmt: skip
 
-    def enter(self, name: str) -> None:
+    def enter(self, name: str, part: Any) -> None:
         """A component is called; inside another one it belongs to that."""
         self._depth += 1
         if self._depth == 1 and name != self._now:
+            dismiss(part)
             self._close()
             self._now = name
 
@@ -171,26 +172,40 @@ class Listener:
         return peaks
 
 
+def dismiss(part: Any) -> None:
+    """Send away whom a component relieves, as its hook of accelerate would now: with that the phase before ends.
+
+    The hook finds nobody there and goes on to bring the component.
+    """
+    relieved = getattr(getattr(part, "_hf_hook", None), "prev_module_hook", None)
+    if relieved is None or next(relieved.model.parameters()).device.type == "cpu":
+        return
+    from accelerate.utils.memory import clear_device_cache
+
+    relieved.offload()
+    clear_device_cache()
+
+
 @contextmanager
 def _heard(pipe: Any, listener: Listener) -> Iterator[None]:
     """Every call of a component is told to the listener."""
     components = modules(pipe)
     undo = in_reverse(remember(part, "forward", *METHODS) for part in components.values())
     for name, part in components.items():
-        part.forward = _told(listener, name, part.forward)
+        part.forward = _told(listener, name, part, part.forward)
         for method in METHODS:
             if callable(getattr(part, method, None)):
-                setattr(part, method, _told(listener, f"{name}.{method}", getattr(part, method)))
+                setattr(part, method, _told(listener, f"{name}.{method}", part, getattr(part, method)))
     try:
         yield
     finally:
         undo()
 
 
-def _told(listener: Listener, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _told(listener: Listener, name: str, part: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
-        listener.enter(name)
+        listener.enter(name, part)
         try:
             return method(*args, **kwargs)
         finally:

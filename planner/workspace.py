@@ -44,17 +44,18 @@ def copied(conv: Conv, device: Device) -> tuple[int, int]:
     x, w, _ = _sizes(conv)
     if prod(conv.weight[2:]) == 1:  # such a weight lies in both layouts
         w = 0
-    if _unfolds(conv, device):  # which torch does with contiguous tensors only
-        return x if conv.input_last or (conv.copied and not last) else 0, w if conv.weight_last else 0
+    if _unfolds(conv, device):  # which torch does with contiguous tensors only, and leaves contiguous ones
+        apart = (conv.input_last and not conv.handed_on) or (conv.copied and not last)
+        return x if apart else 0, w if conv.weight_last else 0
     return x if conv.copied else 0, w if last and not conv.weight_last else 0
 
 
 def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:
     """Bytes of workspace in the order torch tries engines: the first alone, or every one down to the leanest."""
-    if _unfolds(conv, device):
-        return (_columns(conv) * ITEM_SIZE[conv.dtype],)
     if _native(conv):
         return (0,)
+    if _unfolds(conv, device):
+        return (_unfolded(conv),)
     first = _converted(conv) if _large(conv) and device.compute_capability >= (8, 0) else ()
     if first and not every:
         return first
@@ -87,11 +88,22 @@ def _unfolds(conv: Conv, device: Device) -> bool:
     return conv.dtype == "bfloat16" and device.compute_capability < (8, 0)
 
 
+def _unfolded(conv: Conv) -> int:
+    """Bytes beyond a result: columns of one image, and of groups, one by one, their input; then these are joined."""
+    columns = _columns(conv) * ITEM_SIZE[conv.dtype]
+    if conv.groups == 1:
+        return columns
+    x, _, y = _sizes(conv)
+    return max(columns + (x // conv.groups if conv.input[0] > 1 else 0), y)
+
+
 def _columns(conv: Conv) -> int:
-    """Torch's im2col, one image at a time; a pointwise convolution of a map is a product as it stands."""
+    """Torch's im2col, one image and group at a time; a pointwise convolution of a map is a product as it stands."""
+    if conv.transposed:
+        return prod(conv.weight[1:]) * prod(conv.input[2:])
     if len(conv.weight) == 4 and prod(conv.weight[2:]) == 1 and set(conv.stride) <= {1} and not any(conv.padding):
         return 0
-    return prod(conv.weight[2:]) * conv.input[1] * prod(conv.output[2:])
+    return prod(conv.weight[1:]) * prod(conv.output[2:])
 
 
 def _native(conv: Conv) -> bool:

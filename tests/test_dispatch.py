@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from planner.dispatch import Dispatch, Functions
-from planner.program import Alloc, Attention, Conv, Free, Kernel, Plain, Run
+from planner.program import Alloc, Attention, Conv, Free, Kernel, Plain, Reduction, Run
 from planner.recorder import Recorder
 
 K = TypeVar("K", Plain, Conv, Attention)
@@ -77,6 +77,14 @@ def test_a_number_that_transformers_moves_takes_room() -> None:
     assert recorded(lambda: ours(number, "cpu"))[0] == []
 
 
+def test_reductions_say_how_their_numbers_lie() -> None:
+    x = ghost(2, 64, 64, 640)
+    norm = the(Reduction, lambda: torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True))
+    assert (norm.results, norm.values, norm.along, norm.vector) == (2 * 640, 64 * 64, False, 4)
+    mean = the(Reduction, lambda: x.mean(-1))
+    assert (mean.results, mean.values, mean.along, mean.vector) == (2 * 64 * 64, 640, True, 4)
+
+
 def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:
     for last, copied in ((False, 0), (True, 2 * 320 * 64 * 64 * 2)):
         x = ghost(2, 320, 64, 64, last=last)
@@ -114,6 +122,24 @@ def test_a_convolution_says_how_it_goes() -> None:
     grown = the(Conv, lambda: functional.conv_transpose1d(ghost(1, 8, 33), ghost(8, 16, 4), None, 2, 1))
     assert grown.transposed
     assert grown.output == (1, 16, 66)
+
+
+def test_a_convolution_says_whether_one_before_it_made_its_input_channels_last() -> None:
+    """Cards without cuDNN's bfloat16 would have left it contiguous: the residual stream of a decoder, upsampled."""
+
+    def convolutions(x: torch.Tensor) -> list[bool]:
+        weight = ghost(8, 8, 3, 3, dtype=x.dtype)
+
+        def stream() -> torch.Tensor:
+            made = functional.conv2d(x, weight, padding=1)
+            summed = made / 2 + ghost(1, 8, 16, 16, dtype=x.dtype)
+            return functional.conv2d(functional.interpolate(summed, scale_factor=2.0, mode="nearest"), weight)
+
+        return [kernel.handed_on for kernel in recorded(stream)[1] if isinstance(kernel, Conv)]
+
+    assert convolutions(ghost(1, 8, 16, 16, dtype=torch.bfloat16, last=True)) == [False, True]
+    assert convolutions(ghost(1, 8, 16, 16, dtype=torch.bfloat16)) == [False, False]
+    assert convolutions(ghost(1, 8, 16, 16, last=True)) == [False, False], "half precision has cuDNN everywhere"
 
 
 def attend(mask: torch.Tensor | None) -> Attention:

@@ -298,6 +298,37 @@ def test_what_the_last_module_leads_waits_on_the_card_for_the_next_call() -> Non
     assert course == [called, called, left, gone, called, left]
 
 
+@pytest.mark.parametrize("grouping", [LEAF, LEAVES_AHEAD])
+def test_by_leaves_tables_travel_with_their_module(grouping: Grouping) -> None:
+    program = denoiser(steps=1)
+    tables = (Unit(("blocks.0",), (5,)), Unit(("blocks.1.up",), (6,)))
+    unet = replace(program.components[0], weights=(*WEIGHTS, 7, 70), anchored=(7, 70), tables=tables)
+    (call,) = passes(group_offload(replace(program, components=(unet,)), grouping, ("unet",)))
+    assert [size for event, _, size in call if event in ("Load", "Fetch") and size] == [10, 7, 100, 20, 270, 40]
+    story = [event for event, key, _ in call if event != "Await" and (key or not grouping.stream)]
+    comes = "Fetch" if grouping.stream else "Load"
+    assert story[2:8] == [comes, comes, "Drop", comes, "Drop", "Drop"], "around its layers"
+
+
+def test_of_several_calls_those_count_that_know_the_order() -> None:
+    """A text encoder runs once a call, so only from the second call on are two of its blocks there together."""
+    once = denoiser(steps=1)
+    twice = replace(once, variant=Variant(splits=2))
+    (first,), (later,) = (passes(group_offload(program, AHEAD, ("unet",))) for program in (once, twice))
+    assert [first, later] == passes(group_offload(denoiser(steps=2), AHEAD, ("unet",)))
+    assert first != later
+
+
+def test_a_later_call_begins_with_what_the_one_before_left() -> None:
+    program = denoiser(steps=2)
+    again = replace(program.recordings[7], events=(*program.recordings[7].events, Call(0, "first", ((0, 3),)), Free(3)))
+    program = replace(program, recordings=(*program.recordings[:7], again, program.recordings[8]))
+    grouped = group_offload(replace(program, variant=Variant(splits=2)), LEAVES_AHEAD, ["unet"])
+    first, second, *_ = grouped.events
+    assert first == Stay("unet/left", (WEIGHTS[1],), 1), "the first module, called last, led the one after it"
+    assert second == Drop("unet/left", copied=False), "in the call that follows it takes its place again"
+
+
 def test_what_a_call_passed_over_is_there_until_it_is_used() -> None:
     program = denoiser(steps=3)
     short = replace(program.recordings[5], events=(Call(1, "up", ((0, 1),)),))

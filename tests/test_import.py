@@ -45,7 +45,7 @@ ROOMS = (
         "groupable",
         "cached",
     ),
-    *("holding", "double", "ghost", "strides", "metas", "signature"),
+    *("holding", "double", "ghost", "strides", "reduction", "metas", "signature"),
     *(
         "recorder",
         "dispatch",

@@ -81,6 +81,27 @@ def test_under_a_cap_it_runs_within_it_or_says_where_it_stops(program: Program, 
         assert rehearsal == roomy
 
 
+def test_later_calls_of_a_split_find_the_workspace_of_products() -> None:
+    """What comes before the first product of a call comes after the last one of the call before."""
+    looked_up = Recording("Embedding", (), (Alloc(0, 30 * MiB), Free(0), Run(0)))
+    call = replace(course(Call(0, "text_encoder", ())), kernels=(PRODUCT,))
+    once = replace(call, recordings=(looked_up, *call.recordings), course=1)
+    several = replace(once, variant=replace(once.variant, splits=2))
+    held = [{name: a for name, a, _ in rehearse(p, device()).phases}["text_encoder"] for p in (once, several)]
+    assert held == [30 * MiB, 30 * MiB + CUBLAS]
+
+
+def test_layer_by_layer_the_smallest_body_empties_the_cache() -> None:
+    """Passed over, it would leave 40 MiB of which 30 are taken next, so that 40 more have to be reserved."""
+    norm = Recording("Norm", (1024,), (Alloc(0, 1024), Free(0), Run(1)))
+    around = (Run(0), Alloc(0, 40 * MiB), Free(0), Call(0, "norm", ()), Alloc(1, 30 * MiB), Alloc(2, 40 * MiB))
+    net = Recording("Net", (), (*around, Free(1), Free(2)))
+    call = replace(course(Call(1, "unet", ())), kernels=(PRODUCT, Plain("mul", 1, 1)))
+    program = replace(call, recordings=(norm, net, *call.recordings), course=2)
+    small, workspace = 2 * MiB, 20 * MiB
+    assert rehearse(sequential_offload(program), device()).reserved == workspace + 70 * MiB + small
+
+
 def test_hand_made_blocks() -> None:
     """12 MiB take a segment of their own, 3 MiB one of 20; a small tensor takes a segment of 2."""
     program = course(Alloc(0, 12 * MiB), Alloc(1, 3 * MiB), Alloc(2, 1000), Free(0), Alloc(3, 11 * MiB + 1))

@@ -323,9 +323,10 @@ def test_buffers_that_are_not_saved_stay_where_accelerates_hooks_put_them() -> N
     module = torch.nn.Sequential(torch.nn.Linear(4, 8))
     module.register_buffer("saved", torch.zeros(16))
     module.register_buffer("table", torch.zeros(32), persistent=False)
+    module[0].register_buffer("positions", torch.zeros(8), persistent=False)
     assert own_weights(module, buffers=True) == (64,)
-    assert anchored_buffers(module, buffers=True) == (128,)
-    assert anchored_buffers(module, buffers=False) == (64, 128)
+    assert anchored_buffers(module, buffers=True) == {"": (module.table,), "0": (module[0].positions,)}
+    assert anchored_buffers(module, buffers=False) == {"": (module.saved, module.table), "0": (module[0].positions,)}
 
 
 def test_fingerprints_tell_modules_apart_by_what_they_do() -> None:

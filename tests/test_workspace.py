@@ -5,6 +5,8 @@ x, w and y are the bytes of input, weight and output.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from techniques.programs import device
 
@@ -72,9 +74,44 @@ def test_bfloat16_unfolds_the_image_on_older_cards(last: str, mebibytes: int) ->
     assert convolution(conv("bfloat16", 256, 1024, 256, last=last), (7, 5)) / MiB == pytest.approx(mebibytes, abs=1)
 
 
+def test_what_a_convolution_handed_on_is_contiguous_there() -> None:
+    given = replace(conv("bfloat16", 256, 64, 256), input_last=True)
+    x = 256 * 64 * 64 * 2
+    assert copied(given, device((7, 5)))[0] == x
+    assert copied(replace(given, handed_on=True), device((7, 5)))[0] == 0
+    assert copied(replace(given, handed_on=True), device((8, 0))) == copied(given, device((8, 0)))
+
+
 def test_unfolding_goes_image_by_image() -> None:
     one, four = conv("bfloat16", 64, 64, 64), conv("bfloat16", 64, 64, 64, images=4)
     assert convolution(one, (7, 5)) == convolution(four, (7, 5)) == 9 * 64 * 64 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "nbytes"),
+    [
+        (conv("bfloat16", 32, 128, 32, groups=32), 0),
+        (conv("bfloat16", 32, 128, 64, groups=4, images=2), 4_194_304),
+        (conv("bfloat16", 32, 128, 16, groups=4, images=2), 2_359_296 + 524_288),
+        (
+            Conv(
+                dtype="bfloat16", input=(2, 32, 128, 128), weight=(32, 64, 3, 3), output=(2, 64, 257, 257),
+                stride=(2, 2), transposed=True,
+            ),
+            18_874_368,
+        ),
+        (
+            Conv(
+                dtype="bfloat16", input=(1, 24, 100_000), weight=(24, 1, 12), output=(1, 24, 200_010), stride=(2,),
+                groups=24, transposed=True,
+            ),
+            9_600_480,
+        ),
+    ],
+)  # fmt: skip
+def test_unfolding_goes_group_by_group(given: Conv, nbytes: int) -> None:
+    """Depthwise convolutions are torch's own; groups are joined at the end; transposed ones unfold their output."""
+    assert convolution(given, (7, 5)) == nbytes
 
 
 @pytest.mark.parametrize("capability", AMPERE)

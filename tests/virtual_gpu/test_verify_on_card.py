@@ -10,7 +10,7 @@ import rig
 pytestmark = pytest.mark.virtual_gpu
 
 
-def verified(model: str, budget: str) -> dict[str, Any]:
+def verified(model: str, budget: str, use: list[str] | None = None) -> dict[str, Any]:
     """Sent to the card: plan, apply, run, and hold the run against the promise."""
     import torch
     from inside import arguments, pipelines, smallvalues
@@ -19,7 +19,7 @@ def verified(model: str, budget: str) -> dict[str, Any]:
 
     mode = smallvalues.install()
     pipe = pipelines.shipped(model)
-    plan = auto_configure(pipe, budget=budget, steps=2)
+    plan = auto_configure(pipe, budget=budget, steps=2, use=use or ())
     words = arguments.of(pipe, {"num_inference_steps": 2})
     with torch.no_grad():
         verdict = plan.verify(lambda: pipe(**words), pipe, learn=False)
@@ -52,6 +52,14 @@ def test_a_verdict_says_what_the_card_saw(vgpu: rig.Server) -> None:
     assert {"text_encoder", "unet", "vae.decode"} <= set(found["phases"])
     assert found["context"] == pytest.approx(300 * 2**20, rel=0.1)
     assert "promised" in found["table"]
+
+
+def test_a_phase_begins_when_its_predecessor_has_left(vgpu: rig.Server) -> None:
+    """Under model offload the UNet is still there when the decode is called, and leaves before it begins."""
+    asked = {"model": "sd15", "budget": "6GB", "use": ["placement=model"]}
+    found = vgpu.script(verified, asked, **rig.card("rtx-3070"), context=300 * 2**20)
+    for phase in ("text_encoder", "unet", "vae.decode"):
+        assert found["ratios"][f"{phase}, allocated"] == pytest.approx(1.0, abs=0.001), phase
 
 
 def test_a_calibration_measures_a_card(vgpu: rig.Server) -> None:
