@@ -154,6 +154,12 @@ class Allocator:
         """Let the peaks start again from what is held now."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
+    def layout(self) -> tuple[object, ...]:
+        """What is held and how the idle blocks lie: from the same layout the same requests meet the same answers."""
+        pools = (self._large, self._small, *chain(*self._others.values()))
+        idle = (tuple(map(_seat, (*pool.free.blocks(), *pool.unmapped.blocks()))) for pool in pools)
+        return self.allocated, self.reserved, tuple(idle)
+
     def _pools(self, stream: int) -> tuple[Pool, Pool]:
         """Small and large pool of another stream."""
         if stream not in self._others:
@@ -249,3 +255,9 @@ class Allocator:
         pool.put(block, "unmapped")
         if block.left is None and block.right is None:
             pool.take(block)
+
+
+def _seat(block: Block) -> tuple[int, int, int]:
+    """A block's size and those of its neighbours."""
+    left, right = (side.size if side is not None else 0 for side in (block.left, block.right))
+    return block.size, left, right

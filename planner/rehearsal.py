@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, permutations, zip_longest
+from itertools import chain, islice, pairwise, permutations, zip_longest
 from math import ceil
 
 from planner import workspace
@@ -17,6 +17,7 @@ from planner.device import Device
 from planner.pace import VIEWS
 from planner.program import (
     PLACED,
+    Again,
     Alloc,
     Aside,
     Call,
@@ -98,10 +99,10 @@ def _replayed(stage: _Stage, aside: int) -> Rehearsal:
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
-        for event, called in calls(stage.events):
+        for event, called in calls(chain.from_iterable(stage.turns())):
             if called:
                 now = called
-                stage.allocator.reset_peaks()
+                stage.turn(called.partition(".")[0])
             stage.take(event, stage.course)
             seen = peaks.get(now, (0, 0))
             here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
@@ -114,6 +115,12 @@ def _replayed(stage: _Stage, aside: int) -> Rehearsal:
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip
+
+
+def _parts(events: tuple[Event, ...]) -> list[tuple[Event, ...]]:
+    """The calls of the pipeline in a course; each after the first begins with `Again`."""
+    starts = [place for place, event in enumerate(events) if type(event) is Again]
+    return [events[a:b] for a, b in pairwise((0, *starts, len(events)))]
 
 
 def _loads(events: Iterable[Event]) -> Iterator[Load]:
@@ -165,8 +172,35 @@ class _Stage:
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
+        self._outlived: list[Block | None] = []
+        """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
+
+    def turns(self) -> Iterator[tuple[Event, ...]]:
+        """The calls that the course is written for, and its last one again for those that follow.
+
+        They are all the same once one leaves the allocator as it met it.
+        """
+        *written, last = _parts(self.events)
+        yield from written
+        left = self._program.variant.splits - len(written) if written else 1
+        for _ in range(max(1, left)):
+            met = self._state()
+            yield last
+            if self._state() == met:
+                return
+
+    def _state(self) -> tuple[object, ...]:
+        return self.allocator.layout(), tuple(sorted(self._temporaries.items()))
+
+    def turn(self, component: str) -> None:
+        """Another component is called.  Schedulers let go of an earlier call's tables before the denoiser is."""
+        if component in self._denoisers:
+            self._release(self._outlived)
+            self._outlived = []
+        self.allocator.reset_peaks()
 
     def take(self, event: Event, scene: _Scene) -> None:
         """Replay one event.  The first four are nearly all there are; a `match` takes five times as long over them."""
@@ -196,6 +230,10 @@ class _Stage:
             case Empty():
                 self.allocator.empty_cache()
             case Join() | Aside():
+                self.allocator.settle()
+            case Again():
+                self._outlived += scene.buffers.values()
+                scene.buffers, scene.seen = {}, {}
                 self.allocator.settle()
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:

@@ -9,12 +9,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import CUBLAS, MiB, body, course, programs, read
-from techniques.programs import device
+from techniques.programs import device, text_encoder, unet
 
 from planner import rehearsal as rehearsing
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Attention, Call, Cast, Conv, Drop, Empty, Free, Load, Matmul, Plain, Program, Run
+from planner.program import (
+    Again,
+    Alloc,
+    Attention,
+    Call,
+    Cast,
+    Conv,
+    Drop,
+    Empty,
+    Free,
+    Load,
+    Matmul,
+    Plain,
+    Program,
+    Run,
+    Variant,
+)
 from planner.rehearsal import _loads, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)
@@ -225,3 +241,46 @@ def test_a_cap_has_to_hold_whatever_the_order_of_loading() -> None:
 def test_components_loaded_alone_have_one_order() -> None:
     one = course(Load("unet", (12 * MiB, 12 * MiB)))
     assert not rehearse(one, device(), capacity=24 * MiB).failed
+
+
+def split(program: Program, calls: int, written: int) -> Program:
+    """The program as one of several calls, so many of them written out."""
+    return replace(program, variant=Variant(splits=calls)).repeated(written)
+
+
+def test_a_later_call_of_a_split_can_lack_what_the_first_had() -> None:
+    """What the scheduler keeps of the first call lies there while the second encodes, until the denoiser is called."""
+    encoder, denoiser = body(Alloc(0, 40 * MiB), Free(0)), body(Alloc(0, 12 * MiB))
+    program = course(
+        Call(0, "text_encoder", ()),
+        Call(1, "unet", ((0, 0),)),
+        bodies=(encoder, denoiser),
+        components=(text_encoder(), unet()),
+    )
+    two = split(program, 2, 2)
+    assert rehearse(program, device()).allocated == 40 * MiB
+    assert rehearse(two, device()).phases == (("text_encoder", 52 * MiB, 80 * MiB), ("unet", 12 * MiB, 80 * MiB))
+    assert not rehearse(program, device(), capacity=48 * MiB).failed
+    assert rehearse(two, device(), capacity=48 * MiB).failed == "text_encoder"
+
+
+def test_calls_of_a_split_are_rehearsed_until_one_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a denoiser nothing ends what each call leaves: all are replayed, more than are written like the last."""
+    leaves, keeps = (body(Alloc(0, 12 * MiB), *ends) for ends in ((), (Free(0),)))
+    growing = course(Call(0, "unet", ((0, 0),)), bodies=(leaves,))
+    assert rehearse(split(growing, 5, 3), device()).allocated == 5 * 12 * MiB
+    assert rehearse(growing, device()).allocated == 12 * MiB
+    taken: list[object] = []
+    take = rehearsing._Stage.take
+    monkeypatch.setattr(rehearsing._Stage, "take", lambda *given: (taken.append(given[1]), take(*given)))
+    assert rehearse(split(course(Call(0, "unet", ()), bodies=(keeps,)), 50, 3), device()).reserved == 12 * MiB
+    assert sum(isinstance(event, Call) for event in taken) == 3
+
+
+def test_bodies_are_replayed_anew_in_each_call_of_a_split() -> None:
+    """Gaps are others than in the call before, though no more is held: 12 MiB lie where the body had its 24."""
+    work, steps = body(Alloc(0, 24 * MiB), Free(0)), (Call(0, "unet", ()),) * 3
+    elsewhere = Load("vae", (12 * MiB,)), Drop("unet", copied=False)
+    events = Load("unet", (12 * MiB,)), *steps, Again(), *elsewhere, *steps
+    assert not rehearse(course(*events[:4], bodies=(work,)), device(), capacity=36 * MiB).failed
+    assert rehearse(course(*events, bodies=(work,)), device(), capacity=36 * MiB).failed == "unet"
