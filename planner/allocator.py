@@ -160,6 +160,31 @@ class Allocator:
         idle = (tuple(map(_seat, (*pool.free.blocks(), *pool.unmapped.blocks()))) for pool in pools)
         return self.allocated, self.reserved, tuple(idle)
 
+    @property
+    def state(self) -> tuple[object, ...] | None:
+        """What is held and which blocks are idle, by address; None while some are given up late."""
+        if self._late:
+            return None
+        pools = (self._large, self._small, *chain(*self._others.values()))
+        return self.allocated, self.reserved, *(pool.free.keys() for pool in pools)
+
+    def rise(self, most: int) -> None:
+        """Bytes were held for a while on top of what is."""
+        self.peak_allocated = max(self.peak_allocated, self.allocated + most)
+
+    def place(self, address: int, size: int) -> Block:
+        """A block just there, where all is idle."""
+        pools = (self._large, self._small, *chain(*self._others.values()))
+        block = next(filter(None, (pool.free.around(address) for pool in pools)))
+        block.pool.take(block)
+        if address > block.address:
+            rest, block = block, block.cut(address - block.address)
+            rest.pool.put(rest, "free")
+        if block.size > size:
+            block.pool.put(block.cut(size), "free")
+        self.allocated += size
+        return block
+
     def _pools(self, stream: int) -> tuple[Pool, Pool]:
         """Small and large pool of another stream."""
         if stream not in self._others:

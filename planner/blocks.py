@@ -76,6 +76,14 @@ class Shelf:
         del self._keys[index]
         return blocks.pop(index)
 
+    def around(self, address: int) -> Block | None:
+        """The block in which an address lies."""
+        return next((b for b in self._blocks if b.address <= address < b.address + b.size), None)
+
+    def keys(self) -> tuple[int, ...]:
+        """Size and address of each block."""
+        return tuple(self._keys)
+
     def blocks(self) -> list[Block]:
         """All blocks, the lowest address first."""
         return sorted(self._blocks, key=lambda block: block.address)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, islice, pairwise, permutations, zip_longest
 from math import ceil
+from typing import NamedTuple
 
 from planner import workspace
 from planner.allocator import Allocator, OutOfMemory
@@ -38,9 +39,8 @@ from planner.program import (
     calls,
 )
 
-ROUNDS, PATIENT = 2, 8
-"""Replays after which another call of the same body, with no more held than before, is answered from the cache; the
-second where memory was short, since then the gaps that each call leaves decide whether a later one finds room."""
+ROUNDS = 2
+"""Replays after which another call of the same body, with no more held than before, is answered from the cache."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
 TRIFLE = 2**20
@@ -83,14 +83,14 @@ def rehearse(
     aside = 0 if expandable else _unlucky(tuple(_loads(program.events)))
     room = None if capacity is None else capacity - aside
 
-    def replayed(rounds: int) -> Rehearsal:
+    def replayed(*, patient: bool) -> Rehearsal:
         allocator = Allocator(capacity=room, expandable=expandable)
-        return _replayed(_Stage(program, device, allocator, prices, rounds), aside)
+        return _replayed(_Stage(program, device, allocator, prices, patient=patient), aside)
 
-    seen = replayed(ROUNDS)
+    seen = replayed(patient=False)
     if not seen.retries or seen.failed:
         return seen
-    patient = replayed(PATIENT)
+    patient = replayed(patient=True)
     return replace(patient, enough=max(seen.enough, patient.enough))
 
 
@@ -164,14 +164,29 @@ class _Scene:
         """Recording to replays since a request was last tried again, the most that was held before one, and retries."""
 
 
+class _Known(NamedTuple):
+    """What a body did that left nothing but its survivors."""
+
+    most: int
+    """Bytes it held at most."""
+    places: tuple[tuple[int, int] | None, ...]
+    """Addresses and sizes of its survivors."""
+
+
 class _Stage:
-    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost, rounds: int) -> None:
+    def __init__(
+        self, program: Program, device: Device, allocator: Allocator, cost: Cost, *, patient: bool = False
+    ) -> None:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
-        self._program, self._device, self._cost, self.rounds = program, device, cost, rounds
+        self._program, self._device, self._cost = program, device, cost
+        self.patient = patient
+        """Where memory is short each gap that a call leaves can decide whether a later one finds room."""
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._known: dict[tuple[int, int, tuple[object, ...]], _Known] = {}
+        """What bodies did by the retries and the state of the allocator in which they were called."""
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
         """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
@@ -237,19 +252,20 @@ class _Stage:
                 self.allocator.settle()
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
+        if self.patient:
+            self._exactly(recording, kept, scene)
+            return
         body = self._cost.body(self._program, recording, "none")
-        rounds, most, retries = scene.seen.get(recording, (0, 0, 0))
-        held = self.allocator.allocated
-        if retries != self.allocator.retries:
-            rounds = 0
-        known = rounds >= self.rounds and held <= most and not scene.crowded
-        scene.seen[recording] = rounds + 1, max(most, held), self.allocator.retries
+        known = not scene.crowded and self._usual(recording, scene)
         if known or (self._warm and body.most <= TRIFLE and not scene.crowded):
             if not known:
                 self.allocator.free(self.allocator.malloc(body.most))
             for inner, buffer in kept:
                 scene.buffers[buffer] = self.allocator.malloc(body.sizes[inner])
             return
+        self._replay(recording, kept, scene)
+
+    def _replay(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         inside = _Scene(crowded=scene.crowded or recording >= PLACED)
         events = self._program.body(recording)
         for event, following in zip_longest(events, islice(events, 1, None)):
@@ -258,6 +274,40 @@ class _Stage:
             self.take(event, inside)
         for inner, buffer in kept:
             scene.buffers[buffer] = inside.buffers[inner]
+
+    def _usual(self, recording: int, scene: _Scene) -> bool:
+        """Whether a body was replayed often enough with as much held, since memory was last short."""
+        rounds, most, retries = scene.seen.get(recording, (0, 0, 0))
+        held = self.allocator.allocated
+        if retries != self.allocator.retries:
+            rounds = 0
+        scene.seen[recording] = rounds + 1, max(most, held), self.allocator.retries
+        return rounds >= ROUNDS and held <= most
+
+    def _exactly(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
+        """A body that is called in a state of the allocator in which it was called before does what it did then.
+
+        Idle blocks join, so where its survivors lie says all of what it left, unless the driver was asked for more.
+        """
+        allocator = self.allocator
+        state, retries = allocator.state, allocator.retries
+        known = self._known.get((recording, retries, state)) if state else None
+        if known:
+            allocator.rise(known.most)
+            for (_, buffer), place in zip(kept, known.places, strict=True):
+                scene.buffers[buffer] = allocator.place(*place) if place else None
+            return
+        held, reserved, peak = allocator.allocated, allocator.reserved, allocator.peak_allocated
+        allocator.peak_allocated = held
+        self._replay(recording, kept, scene)
+        most = allocator.peak_allocated - held
+        allocator.peak_allocated = max(peak, allocator.peak_allocated)
+        blocks = [scene.buffers[buffer] for _, buffer in kept]
+        places = tuple((block.address, block.size) if block else None for block in blocks)
+        left = held + sum(size for _, size in filter(None, places))
+        same = (left, reserved, retries) == (allocator.allocated, allocator.reserved, allocator.retries)
+        if same and state and allocator.state:
+            self._known[recording, retries, state] = _Known(most, places)
 
     def _begin(self, index: int) -> None:
         """A convolution copies its input before it asks for the room of its result, and some do all their work."""

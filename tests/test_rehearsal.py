@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from reference import CUBLAS, MiB, body, course, programs, read
 from techniques.programs import device, text_encoder, unet
 
 from planner import rehearsal as rehearsing
+from planner.allocator import Allocator
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
 from planner.program import (
@@ -31,7 +33,7 @@ from planner.program import (
     Run,
     Variant,
 )
-from planner.rehearsal import _loads, _unlucky, rehearse
+from planner.rehearsal import _loads, _replayed, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)
 WIDE = Conv("float16", (1, 64, 256, 256), (64, 64, 3, 3), (1, 64, 256, 256), (1, 1))
@@ -180,13 +182,13 @@ def test_repeated_calls_cost_no_more_than_their_first() -> None:
     assert rehearse(once, device()) == rehearse(often, device())
 
 
-def test_where_memory_is_short_more_calls_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_is_short_every_gap_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wan's blocks left other gaps at their third call than at their second, and its decode found no room."""
-    patience: list[int] = []
+    patience: list[bool] = []
     replayed = rehearsing._replayed
 
     def counted(stage: rehearsing._Stage, aside: int) -> rehearsing.Rehearsal:
-        patience.append(stage.rounds)
+        patience.append(stage.patient)
         return replayed(stage, aside)
 
     monkeypatch.setattr(rehearsing, "_replayed", counted)
@@ -194,8 +196,42 @@ def test_where_memory_is_short_more_calls_are_replayed(monkeypatch: pytest.Monke
     assert rehearse(program, device(), capacity=90 * MiB).retries == 0
     assert rehearse(program, device(), capacity=60 * MiB).retries == 1
     assert rehearse(program, device(), capacity=40 * MiB).failed
-    quick, patient = rehearsing.ROUNDS, rehearsing.PATIENT
-    assert patience == [quick, quick, patient, quick]
+    assert patience == [False, False, True, False]
+
+
+@settings(max_examples=150, deadline=None)
+@given(programs(), st.sampled_from([resident, model_offload, sequential_offload]), st.integers(10, 120), st.booleans())
+def test_a_body_in_a_known_state_does_what_it_did(
+    program: Program, placement: Callable[[Program], Program], mebibytes: int, expandable: bool
+) -> None:
+    """FLUX.1's decode found no room among gaps that its eighth block had not left yet."""
+    placed = placement(begun(program).repeated(3))
+    seen: list[object] = []
+    for stage in (rehearsing._Stage, Unknowing):
+        allocator = Allocator(capacity=mebibytes * MiB, expandable=expandable)
+        seen.append(_replayed(stage(placed, device(), allocator, Cost(device()), patient=True), 0))
+        seen.append(allocator.state)
+    assert seen[:2] == seen[2:]
+
+
+class Unknowing(rehearsing._Stage):
+    """Replays every body in full."""
+
+    def _exactly(self, *given: Any) -> None:
+        self._replay(*given)
+
+
+def test_a_known_body_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frees what the one before it left: from the third on they find the places of the one before the last."""
+    work = body(Alloc(0, 12 * MiB), Alloc(1, 24 * MiB), Free(1))
+    steps = tuple(e for n in range(50) for e in (Call(0, "unet", ((0, n % 2),)), Free((n + 1) % 2)))
+    program = course(Alloc(1, 12 * MiB), *steps, bodies=(work,))
+    replays: list[object] = []
+    replay = rehearsing._Stage._replay
+    monkeypatch.setattr(rehearsing._Stage, "_replay", lambda *given: (replays.append(given), replay(*given)))
+    stage = rehearsing._Stage(program, device(), Allocator(), Cost(device()), patient=True)
+    assert _replayed(stage, 0).phases[-1] == ("unet", 48 * MiB, 48 * MiB)
+    assert len(replays) == 3
 
 
 def test_calls_under_more_load_are_replayed_again() -> None:
