@@ -384,7 +384,7 @@ def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
         case Conv():
             return *workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
-            return attention.requests(kernel, device)
+            return *attention.requests(kernel, device), *attention.seeds(kernel, device)
         case Plain(scratch=size):
             return (size,)
     return ()
