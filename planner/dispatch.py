@@ -319,6 +319,7 @@ def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
         dtype=name_of(x.dtype), input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
         stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups, transposed=transposed,
         input_last=input_last, weight_last=weight_last, copied=not x.is_contiguous(memory_format=layout),
+        scattered=not input_last and not x.is_contiguous(),
     )  # fmt: skip
 
 

@@ -59,6 +59,8 @@ class Conv:
     transposed: bool = False
     copied: bool = False
     """The input lies otherwise in memory than the layout it runs in; torch copies it first."""
+    scattered: bool = False
+    """The input lies neither row by row nor in channels-last, as part of a larger tensor does."""
 
 
 @dataclass(frozen=True, slots=True)

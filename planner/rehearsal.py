@@ -313,7 +313,8 @@ class _Stage:
         """A convolution copies its input before it asks for the room of its result, and some do all their work."""
         kernel = self._program.kernels[index]
         if isinstance(kernel, Conv):
-            self._early = [self.allocator.malloc(self._asked(index)[0])]
+            copies = self._asked(index)[: workspace.early(kernel, self._device)]
+            self._early = list(map(self.allocator.malloc, copies))
         elif late(kernel, self._device):
             self._early = self._worked(index)
 
@@ -334,8 +335,8 @@ class _Stage:
         if isinstance(kernel, Conv):
             if self._early is None:  # its result is not new, or not the body's own
                 self._begin(index)
-            sizes = self._asked(index)
-            held = [*(self._early or ()), self.allocator.malloc(sizes[1])]
+            sizes, held = self._asked(index), list(self._early or ())
+            held += map(self.allocator.malloc, sizes[len(held) : 2])
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
         else:

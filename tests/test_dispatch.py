@@ -111,18 +111,22 @@ def test_layer_norm_copies_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "copied"),
+    ("x", "weight", "copied", "scattered"),
     [
-        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3), False),
-        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3, last=True), True),
-        (ghost(1, 64, 32, 32, last=True), ghost(64, 64, 3, 3), False),
-        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3), True),
-        (ghost(1, 64, 4, 34, 34)[:, :, 1:], ghost(64, 64, 3, 3, 3), True),
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3), False, False),
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3, last=True), True, False),
+        (ghost(1, 64, 32, 32, last=True), ghost(64, 64, 3, 3), False, False),
+        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3), True, True),
+        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3, last=True), True, True),
+        (ghost(1, 64, 4, 34, 34)[:, :, 1:], ghost(64, 64, 3, 3, 3), True, True),
     ],
 )
-def test_a_convolution_says_what_torch_copies_first(x: torch.Tensor, weight: torch.Tensor, copied: bool) -> None:
+def test_a_convolution_says_what_torch_copies_first(
+    x: torch.Tensor, weight: torch.Tensor, copied: bool, scattered: bool
+) -> None:
     convolve = functional.conv2d if x.dim() == 4 else functional.conv3d
-    assert the(Conv, lambda: convolve(x, weight, padding=1)).copied is copied
+    conv = the(Conv, lambda: convolve(x, weight, padding=1))
+    assert (conv.copied, conv.scattered) == (copied, scattered)
 
 
 def test_a_convolution_says_how_it_goes() -> None:

@@ -157,6 +157,22 @@ def test_other_scratch_cannot_do_with_less() -> None:
     assert not rehearse(program, device(), capacity=50 * MiB).failed
 
 
+@pytest.mark.parametrize(("capability", "order"), [((7, 5), (12, 24, 40)), ((8, 6), (12, 40, 24))])
+def test_what_is_copied_before_the_result_is_asked_for_before_it(
+    capability: tuple[int, int], order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 MiB of input, 24 of weight, 40 of output: unfolding copies both first, cuDNN the input alone."""
+    x, w, y = (1, 6, 1024, 1024), (1024, 1024, 3, 4), (1, 20, 1024, 1024)
+    unfolds = capability < (8, 0)
+    conv = Conv("bfloat16", x, w, y, (1, 1), input_last=True, weight_last=unfolds, copied=not unfolds)
+    program = course(Call(0, "vae", ()), bodies=(body(Alloc(0, 40 * MiB), Run(0), Free(0)),), kernels=(conv,))
+    asked: list[int] = []
+    malloc = Allocator.malloc
+    monkeypatch.setattr(Allocator, "malloc", lambda *given: (asked.append(given[1] // MiB), malloc(*given))[1])
+    rehearse(program, device(capability))
+    assert tuple(asked[:3]) == order
+
+
 def test_an_output_that_comes_late_finds_the_room_its_kernel_left() -> None:
     """Math scales 16 MiB of q and of k, and holds scores and softmax of 128 MiB and a mask of 32 before its output."""
     kernel = Attention("float32", 1, 8, 2048, 2048, 256, 256, backend="math")
