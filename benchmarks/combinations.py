@@ -42,7 +42,7 @@ CAUSES = HERE / "results" / "combinations_causes.toml"
 LIMIT = 300
 """Seconds to draw a combination or to run it, after which it is left out."""
 UNDRAWN = "not drawn"
-UNSEEN = 4096
+UNSEEN = 0
 """Bytes of timesteps and the like, which keep their values while a program is recorded and are no ghosts."""
 HEAD = """# Random combinations of all techniques
 

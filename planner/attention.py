@@ -25,6 +25,8 @@ FLASH_ROWS = 64
 FULL = 0.8
 """Share of the blocks a card runs at once from which flash does not split the keys."""
 MOST_SPLITS = 128
+SEEDED = frozenset({"flash", "efficient", "cudnn", "xformers"})
+"""Backends that are torch's own kernels, which return what random numbers they began with, dropout or not."""
 SAGE_HEADS = (64, 128)
 """Head sizes of SageAttention's kernels; smaller heads are padded."""
 SAGE_KEYS = 128
@@ -80,6 +82,11 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
         return tuple(_sage(attention))
     fused = tuple(_fused(attention, backend))
     return tuple(_copied(attention, fused)) if _copies(attention, backend) else fused
+
+
+def seeds(attention: Attention, device: Device) -> tuple[int, ...]:
+    """Bytes of the seed and the offset of a kernel's random numbers, which come on top of what it requests."""
+    return (16, 8) if chosen(attention, device.compute_capability) in SEEDED else ()
 
 
 def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
@@ -193,7 +200,7 @@ def _math(a: Attention) -> tuple[int, ...]:
     first = ask(scores * 4)
     give_back(*copies)
     ask(scores * 4)
-    give_back(*ask(scores, rows * a.queries))
+    give_back(*ask(scores, rows * a.queries, 4))  # which scores are -inf, of which rows all are, and a zero
     give_back(*first)
     ask(*((scores * 2,) if half else ()))
     copies = ask(*((v,) if "v" in apart else ()))

@@ -389,7 +389,7 @@ def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
         case Conv():
             return *workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
-            return attention.requests(kernel, device)
+            return *attention.requests(kernel, device), *attention.seeds(kernel, device)
         case Reduction():
             return reduction.requests(kernel, device)
         case Plain(scratch=size):

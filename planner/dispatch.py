@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -49,6 +50,12 @@ SCALARS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
+MAKERS = frozenset(_device_constructors())
+"""What makes tensors from nothing, as Python calls it."""
+HOST = "cpu"
+"""How pipelines name the host; the card they name by the device their weights are on."""
+MOVES = {torch.Tensor.to: (), torch.Tensor.cpu: (HOST,)}
+"""Methods that move tensors, and what `to` would be told beside what they are."""
 COPYING = {
     "native_group_norm",
     *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
@@ -92,13 +99,22 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         _follow(func, args, outs)
         if func.is_view:
             return out
-        if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in tensors((args, kwargs))):
+        given = tuple(tensors((args, kwargs)))
+        if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in given):
             self._recorder.ignore(outs)
-            return out
-        self._recorder.allocated(outs)
-        if outs and func not in NO_KERNEL:
-            self._recorder.ran(kernel_of(func, args, kwargs, outs))
+        elif not self._stays(outs, given):
+            self._recorder.allocated(outs)
+            if outs and func not in NO_KERNEL:
+                self._recorder.ran(kernel_of(func, args, kwargs, outs))
         return out
+
+    def _stays(self, outs: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> bool:
+        """Whether the host works out a small table from small tables that lie there, or makes one."""
+        if not outs or any(isinstance(tensor, FakeTensor) for tensor in outs):
+            return False
+        if not given:
+            return self._recorder.on_host
+        return all(is_outside(t, self._recorder) or on_host(t, self._recorder) for t in given)
 
     def _huge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result as ghosts where real tensors would make a huge one; else NotImplemented."""
@@ -163,30 +179,41 @@ class Functions(TorchFunctionMode):
             return way(*args, **kwargs)
         if func in READ and isinstance(args[0], FakeTensor):
             return READ[func](args[0])
-        if func is torch.Tensor.to:
-            return self._moved(*args, **kwargs)
+        if func in MOVES:
+            return self._moved(*args, *MOVES[func], **kwargs)
+        if func in MAKERS:
+            return self._made(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A tensor made from nothing lies on the host, unless a device is named."""
+        named = kwargs.get("device")
+        self._recorder.on_host = named is None or named == HOST
+        try:
+            made = func(*args, **kwargs)
+        finally:
+            there, self._recorder.on_host = self._recorder.on_host, False
+        if not there:
+            self._recorder.allocated((made,))  # what Python's numbers become is told to nobody else
+        return made
 
     def _moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if on_host(tensor, self._recorder):
             return self._onto_card(tensor, *args, **kwargs)
-        if self._is_number(tensor, *args, **kwargs):
-            return self._number_onto_card(tensor, *args, **kwargs)
+        if isinstance(tensor, FakeTensor):
+            return tensor.to(*args, **kwargs)
+        if HOST in (*(arg for arg in args if isinstance(arg, str)), kwargs.get("device")):
+            return self._table(tensor, *args, **kwargs)
+        if is_outside(tensor, self._recorder) and torch._C._nn._parse_to(*args, **kwargs)[0] is not None:
+            arrived = self._table(tensor, *args, **kwargs)
+            self._recorder.allocated((arrived,))
+            return arrived
         return tensor.to(*args, **kwargs)
 
-    def _is_number(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
-        """Whether transformers moves a tensor of one number that it made on the host, as for each sliding window."""
-        if isinstance(tensor, FakeTensor) or tensor.dim() or self._recorder.knows(tensor.untyped_storage()):
-            return False
-        device = torch._C._nn._parse_to(*args, **kwargs)[0]
-        return device is not None and _library(sys._getframe(1)) == "transformers"
-
-    def _number_onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """It keeps its value, and takes room on the card as long as it lives."""
+    def _table(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A copy that keeps its values, and is on nobody's account yet."""
         with torch.utils._python_dispatch._disable_current_modes():
-            arrived = tensor.to(*args, **kwargs).clone()
-        self._recorder.allocated((arrived,))
-        return arrived
+            return tensor.to(*args, **kwargs).clone()
 
     def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay."""
@@ -322,7 +349,7 @@ def _conv(args: Sequence[Any], out: torch.Tensor) -> Conv:
         dtype=name_of(x.dtype), input=tuple(x.shape), weight=tuple(weight.shape), output=tuple(out.shape),
         stride=tuple(stride), padding=tuple(padding), dilation=tuple(dilation), groups=groups, transposed=transposed,
         input_last=input_last, weight_last=weight_last, copied=not x.is_contiguous(memory_format=layout),
-        handed_on=is_handed_on(x),
+        handed_on=is_handed_on(x), scattered=not input_last and not x.is_contiguous(),
     )  # fmt: skip
 
 
@@ -351,10 +378,15 @@ def _zero(dtype: torch.dtype) -> bool | int | float:
     return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
 
 
-def on_host(tensor: torch.Tensor, recorder: Recorder) -> bool:
-    """Whether a tensor lies on the host: a large one that no operation made, as what comes from numpy, or one of those.
+def is_outside(tensor: torch.Tensor, recorder: Recorder) -> bool:
+    """Whether a small table lies on the host: neither ghosts nor buffers do, nor what was made on the card or moved."""
+    return not isinstance(tensor, FakeTensor) and not recorder.knows(tensor.untyped_storage())
 
-    Smaller ones are tables and numbers wherever they lie, and weights are ghosts.
+
+def on_host(tensor: torch.Tensor, recorder: Recorder) -> bool:
+    """Whether a large tensor lies on the host: one that no operation made, as what comes from numpy, or one of those.
+
+    Weights are ghosts.
     """
     return _is_real(tensor) and recorder.serial_of(tensor.untyped_storage()) < 0
 

@@ -18,6 +18,7 @@ from planner.offload import lent
 from planner.program import (
     PLACED,
     STREAMED,
+    Again,
     Alloc,
     Await,
     Call,
@@ -87,7 +88,8 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     numbered = enumerate((c for c in program.components if c.name in chosen), start=1)
     writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
     course = tuple(writer.course())
-    for _ in range(min(program.variant.splits, SETTLED) - 1):  # later calls know the order and begin with what was left
+    stands = 1 if any(type(event) is Again for event in program.landmarks) else program.variant.splits
+    for _ in range(min(stands, SETTLED) - 1):  # one call stands for later ones, which know the order and what was left
         course = (*writer.kept(), *writer.course())
     waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
     waiting += in_flight((course, *(body.events for body in writer.written)))

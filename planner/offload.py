@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import count
 
 from planner.program import (
+    Again,
     Alloc,
     Call,
     Cast,
@@ -139,6 +140,7 @@ def _moved(program: Program) -> Iterator[Event]:
     chain = [name for name in program.chain if name in weights]
     before = dict(zip(chain[1:], chain, strict=False))
     here = {name for name in weights if name in program.excluded and name not in chain}
+    stay = frozenset(here)
     yield from (Load(name, weights[name]) for name in weights if name in here)
     moved = {name for name in weights if name in chain or name not in program.excluded}
     for event, called in calls(lent(program.events, moved, remembering=program.variant.remembers)):
@@ -146,6 +148,11 @@ def _moved(program: Program) -> Iterator[Event]:
             weights[event.component] = event.weights
             if event.component not in here:
                 continue  # cast where it is: on the host
+        if isinstance(event, Again):  # as a call ends all is offloaded, and what is excluded comes back
+            yield from (Drop(name, copied=True) for name in weights if name in here)
+            here = set(stay)
+            yield Empty()
+            yield from (Load(name, weights[name]) for name in weights if name in here)
         if (name := called.partition(".")[0]) in weights:
             if before.get(name) in here:
                 here.discard(before[name])

@@ -27,6 +27,8 @@ from planner.techniques.base import Option, Outline, Outlining, Scope, Technique
 Candidate = tuple[Option, ...]
 EXPANDABLE = "expandable_segments"
 """The technique that changes not what is asked of the allocator, but how it answers."""
+WRITTEN = 3
+"""Calls of a split that are written out: hooks learn in the first, and what the second leaves the third meets."""
 PLACEMENT = "placement"
 """The technique of which every candidate has an option: weights have to be somewhere."""
 
@@ -179,8 +181,13 @@ class Pricer:
         grown = growth(priced.program, self._device, self._lessons)
         room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
         expandable = any(option.technique == EXPANDABLE for option in priced.candidate)
-        seen = rehearse(priced.program, self._device, capacity=room, cost=self._cost, expandable=expandable)
+        seen = rehearse(self._in_full(priced), self._device, capacity=room, cost=self._cost, expandable=expandable)
         return seen if grown == 1.0 else seen.scaled(grown)
+
+    def _in_full(self, priced: Priced) -> Program:
+        """The candidate's program with the calls of a split written out until hooks do the same in each."""
+        calls = min(priced.program.variant.splits, WRITTEN)
+        return self._programs.under(priced.candidate, self.techniques, calls)
 
     def baseline(self) -> Priced:
         """Nothing switched on, every component on the card."""

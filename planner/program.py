@@ -77,6 +77,8 @@ class Conv:
     """The input lies otherwise in memory than the layout it runs in; torch copies it first."""
     handed_on: bool = False
     """The input is channels-last only because an earlier convolution left it so, as cuDNN does."""
+    scattered: bool = False
+    """The input lies neither row by row nor in channels-last, as part of a larger tensor does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +223,16 @@ class Aside(NamedTuple):
     sent: int
 
 
-MARKS = frozenset((Call, Enter, Exit, Cast))
+class Again(NamedTuple):
+    """The pipeline has returned and is called once more, as for the next part of a batch that is split."""
+
+
+MARKS = frozenset((Call, Enter, Exit, Cast, Again))
 """Kinds of events that are landmarks of a body, where a call names its module."""
 
-Event = Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join | Aside
+Event = (
+    Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join | Aside | Again
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +455,10 @@ class Program:
         if index >= PLACED:
             return self.placed[index - PLACED].events
         return self.recordings[index].events if index < STREAMED else streamed(self.recordings[index - STREAMED])
+
+    def repeated(self, times: int) -> Program:
+        """The same call made so many times; buffers that outlive one are born again in the next."""
+        return self.with_course(self.events + (Again(), *self.events) * (times - 1))
 
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""

@@ -134,7 +134,7 @@ class Programs:
         """What was recorded goes by this on disk; None where nothing is kept."""
         self._fresh = False
         self._others: dict[Request, Programs] = {}
-        self._under: dict[tuple[Option, ...], Program] = {}
+        self._under: dict[tuple[tuple[Option, ...], int], Program] = {}
 
     @cached_property
     def _known(self) -> dict[Variant, Program]:
@@ -142,17 +142,20 @@ class Programs:
         found = store.load(self._folder, self.key) if self._folder and self.key else ()
         return {program.variant: program for program in found}
 
-    def under(self, options: tuple[Option, ...], techniques: Mapping[str, Technique]) -> Program:
-        """The program with these options, written once for all cards.  Techniques of one name write alike."""
-        if options not in self._under:
+    def under(self, options: tuple[Option, ...], techniques: Mapping[str, Technique], calls: int = 1) -> Program:
+        """The program with these options, written once for all cards.  Techniques of one name write alike.
+
+        With several `calls` its course is that of as many, one after the other.
+        """
+        if (options, calls) not in self._under:
             variant = Variant()
             for option in options:
                 variant = techniques[option.technique].variant(variant, option)
-            program = self.get(variant)
+            program = self.get(variant).repeated(calls)
             for option in options:
                 program = techniques[option.technique].rewrite(program, option)
-            self._under[options] = program
-        return self._under[options]
+            self._under[options, calls] = program
+        return self._under[options, calls]
 
     def get(self, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""

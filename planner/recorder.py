@@ -52,6 +52,8 @@ class Recorder:
         self._frames: list[Frame] = []
         self._watched: dict[int, tuple[int, weakref.ref[torch.UntypedStorage] | None]] = {}
         self._serial = 0
+        self.on_host = False
+        """Whether what is made now lies on the host."""
 
     @property
     def depth(self) -> int:

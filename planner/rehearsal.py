@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, permutations, zip_longest
+from itertools import chain, islice, pairwise, permutations, zip_longest
 from math import ceil
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from planner.cost import Cost, late, rounded, temporaries
 from planner.device import Device
 from planner.pace import VIEWS
 from planner.program import (
+    Again,
     Alloc,
     Aside,
     Call,
@@ -87,12 +88,10 @@ def rehearse(
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, missing = "start", "", 0
     try:
-        for event, called in calls(stage.events):
+        for event, called in calls(chain.from_iterable(stage.turns())):
             if called:
                 now = called
-                stage.allocator.reset_peaks()
-                if stage.again:
-                    stage.warm()
+                stage.turn(called.partition(".")[0])
             stage.take(event, stage.course)
             seen = peaks.get(now, (0, 0))
             here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
@@ -105,6 +104,12 @@ def rehearse(
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip
+
+
+def _parts(events: tuple[Event, ...]) -> list[tuple[Event, ...]]:
+    """The calls of the pipeline in a course; each after the first begins with `Again`."""
+    starts = [place for place, event in enumerate(events) if type(event) is Again]
+    return [events[a:b] for a, b in pairwise((0, *starts, len(events)))]
 
 
 def _loads(events: Iterable[Event]) -> Iterator[Load]:
@@ -166,8 +171,6 @@ class _Stage:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
         self._program, self._device, self._cost = program, device, cost
-        self.again = program.variant.splits > 1
-        """Whether the program stands for calls after the first as well, which find there what stays of that."""
         self._calls: dict[int, tuple[int, int, int]] = {}
         """Recording to calls since a request was last tried again, the most that was held before one, and retries."""
         self._effects: dict[tuple[int, int, Layout], _Effect] = {}
@@ -176,8 +179,35 @@ class _Stage:
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
+        self._outlived: list[Block | None] = []
+        """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
+
+    def turns(self) -> Iterator[tuple[Event, ...]]:
+        """The calls that the course is written for, and its last one again for those that follow.
+
+        They are all the same once one leaves the allocator as it met it.
+        """
+        *written, last = _parts(self.events)
+        yield from written
+        left = self._program.variant.splits - len(written) if written else 1
+        for _ in range(max(1, left)):
+            met = self._state()
+            yield last
+            if self._state() == met:
+                return
+
+    def _state(self) -> tuple[object, ...]:
+        return self.allocator.layout(), self.allocator.reserved, tuple(sorted(self._temporaries.items()))
+
+    def turn(self, component: str) -> None:
+        """Another component is called.  Schedulers let go of an earlier call's tables before the denoiser is."""
+        if component in self._denoisers:
+            self._release(self._outlived)
+            self._outlived = []
+        self.allocator.reset_peaks()
 
     def take(self, event: Event, scene: _Scene) -> None:
         """Replay one event.  The first four are nearly all there are; a `match` takes five times as long over them."""
@@ -191,12 +221,6 @@ class _Stage:
             self._call(event.recording, event.kept, scene)
         else:
             self._move(event, scene)
-
-    def warm(self) -> None:
-        """The first product brings cuBLAS's workspace, which stays."""
-        if not self._warm:
-            self._warm = True
-            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
 
     def _move(self, event: Event, scene: _Scene) -> None:
         """Replay one event that concerns weights; others ask nothing of the allocator."""
@@ -213,6 +237,11 @@ class _Stage:
             case Empty():
                 self.allocator.empty_cache()
             case Join() | Aside():
+                self.allocator.settle()
+            case Again():
+                self._outlived += scene.buffers.values()
+                scene.buffers = {}
+                self._calls.clear()
                 self.allocator.settle()
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
@@ -281,7 +310,8 @@ class _Stage:
         """A convolution copies its input before it asks for the room of its result, and some do all their work."""
         kernel = self._program.kernels[index]
         if isinstance(kernel, Conv):
-            self._early = [self.allocator.malloc(self._asked(index)[0])]
+            copies = self._asked(index)[: workspace.early(kernel, self._device)]
+            self._early = list(map(self.allocator.malloc, copies))
         elif late(kernel, self._device):
             self._early = self._worked(index)
 
@@ -296,13 +326,14 @@ class _Stage:
         if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
             self._launched += 1
             self.allocator.settle(self._launched - AHEAD)  # the host gets no further ahead of the card
-        if isinstance(kernel, Matmul):
-            self.warm()
+        if not self._warm and isinstance(kernel, Matmul):
+            self._warm = True
+            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
         if isinstance(kernel, Conv):
             if self._early is None:  # its result is not new, or not the body's own
                 self._begin(index)
-            sizes = self._asked(index)
-            held = [*(self._early or ()), self.allocator.malloc(sizes[1])]
+            sizes, held = self._asked(index), list(self._early or ())
+            held += map(self.allocator.malloc, sizes[len(held) : 2])
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
         else:

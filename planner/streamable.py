@@ -19,12 +19,22 @@ def held(module: Any) -> Iterator[Any]:
     Of packed weights come the tensors they are made of.
     """
     seen: set[int] = set()
-    for part in module.modules():
+    for part in _inside_out(module, set()):
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             for piece in parts(tensor) if tensor is not None and tensor.numel() else ():
                 if id(piece.tensor) not in seen:
                     seen.add(id(piece.tensor))
                     yield piece.tensor
+
+
+def _inside_out(module: Any, seen: set[int]) -> Iterator[Any]:
+    """Modules as `_apply` visits them: what a module holds comes before itself."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for child in module.children():
+        yield from _inside_out(child, seen)
+    yield module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

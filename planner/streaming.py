@@ -118,7 +118,7 @@ def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, .
             here = False
             yield from (Enter(event.module, ()), Drop(name, copied=False), Exit())
         if owner == name and isinstance(event, Call):
-            if first and visiting:
+            if visiting and not here:
                 here = True
                 yield from (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
             yield writer.written_anew(event, first=first)

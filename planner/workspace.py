@@ -37,17 +37,25 @@ def cublas(compute_capability: tuple[int, int]) -> int:
 def copied(conv: Conv, device: Device) -> tuple[int, int]:
     """Bytes of input and weight that torch copies into the layout the convolution runs in, held while it runs.
 
-    The input's copy is made before there is room for the result, the weight's after (_convolution in Convolution.cpp,
-    cudnn_convolution_forward_out in ConvShared.cpp).
+    The input's copy is made before there is room for the result (_convolution in Convolution.cpp).
     """
     last = conv.input_last or conv.weight_last
     x, w, _ = _sizes(conv)
     if prod(conv.weight[2:]) == 1:  # such a weight lies in both layouts
         w = 0
     if _unfolds(conv, device):  # which torch does with contiguous tensors only, and leaves contiguous ones
-        apart = (conv.input_last and not conv.handed_on) or (conv.copied and not last)
+        apart = (conv.input_last and not conv.handed_on) or conv.scattered
         return x if apart else 0, w if conv.weight_last else 0
     return x if conv.copied else 0, w if last and not conv.weight_last else 0
+
+
+def early(conv: Conv, device: Device) -> int:
+    """How many of the two copies are made before there is room for the result.
+
+    cuDNN's convolutions copy the weight after it (cudnn_convolution_forward_out in ConvShared.cpp), those that unfold
+    before (slow_conv2d_forward_out_cuda in ConvolutionMM2d.cu).
+    """
+    return 2 if _unfolds(conv, device) else 1
 
 
 def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from techniques.programs import device
 
-from planner.attention import chosen, late, requests, usable
+from planner.attention import chosen, late, requests, seeds, usable
 from planner.cost import scratch as most
+from planner.cost import temporaries
 from planner.program import Attention
 
 KiB, MiB = 2**10, 2**20
@@ -85,6 +86,16 @@ def test_flash_keeps_a_sum_per_row_and_cudnn_nothing() -> None:
     assert scratch(replace(SD, dtype="bfloat16"), (8, 6)) == (256 * KiB,)
 
 
+def test_torchs_own_kernels_return_seeds_without_dropout_too() -> None:
+    """Flash 16 + 8 B, the others twice 8, as seen on the virtual GPU: blocks of 512 B each."""
+    for backend, capability in (("flash", (8, 6)), ("efficient", (7, 5)), ("cudnn", (9, 0)), ("xformers", (8, 6))):
+        asked = replace(SD, backend=backend)
+        assert sum(seeds(asked, device(capability))) in (16, 24)
+        assert temporaries(asked, device(capability))[-2:] == seeds(asked, device(capability))
+    for backend in ("math", "sliced", "sage", "flash_hub"):
+        assert seeds(replace(SD, backend=backend), device((8, 6))) == ()
+
+
 def test_flash_pads_heads_to_multiples_of_eight() -> None:
     """q, k, v and the output take 24 instead of 20 numbers a head, as seen on the virtual GPU: 4 times 768,000 B."""
     odd = replace(SD, head_size=20, value_size=20, queries=1000, keys=1000)
@@ -154,8 +165,8 @@ def test_math_asks_in_torchs_order() -> None:
     """
     small = Attention("float16", 2, 8, 1000, 1000, 64, 64, backend="math")
     copy, scores, output = 4_096_000, 64_000_000, 2_048_000
-    first = (copy,) * 7 + (scores, ~6, ~5, ~4, scores, scores // 4, 16_000, ~10, ~9, ~7)
-    then = (scores // 2, copy, copy, ~12, output, ~13, ~11, ~8, ~3, ~2, ~1, ~0)
+    first = (copy,) * 7 + (scores, ~6, ~5, ~4, scores, scores // 4, 16_000, 4, ~11, ~10, ~9, ~7)
+    then = (scores // 2, copy, copy, ~13, output, ~14, ~12, ~8, ~3, ~2, ~1, ~0)
     assert scratch(small, (8, 6)) == first + then
     assert late(small, device((8, 6))) == output
     assert most(small, device((8, 6))) == pytest.approx(4 * copy + 9 * scores // 4 - output, abs=20_000)
@@ -165,10 +176,10 @@ def test_math_copies_only_what_lies_row_by_row() -> None:
     """Kandinsky's keys come out of a concatenation, head by head."""
     single = Attention("float32", 2, 8, 1000, 1000, 64, 64, backend="math")
     copy, scores = 4_096_000, 64_000_000
-    rest = (scores, scores // 4, 16_000)
+    rest = (scores, scores // 4, 16_000, 4)
     assert scratch(single, (8, 6))[:7] == (copy, copy, copy, copy, scores, ~3, ~2)
     assert scratch(replace(single, apart="q"), (8, 6))[:6] == (copy, copy, copy, scores, ~2, ~1)
-    assert scratch(replace(single, apart=""), (8, 6)) == (copy, copy, scores, ~1, *rest, ~5, ~4, ~2, copy, ~3, ~0)
+    assert scratch(replace(single, apart=""), (8, 6)) == (copy, copy, scores, ~1, *rest, ~6, ~5, ~4, ~2, copy, ~3, ~0)
 
 
 def test_cudnn_by_name_gets_copies() -> None:
@@ -183,7 +194,7 @@ def test_cudnn_by_name_gets_copies() -> None:
 def test_maths_product_is_the_output_where_there_is_one_head() -> None:
     single = replace(VAE, dtype="float32", backend="math")
     copy, scores = 4096 * 512 * 4, 4096 * 4096 * 4
-    assert scratch(single, (8, 6)) == (copy, copy, scores, ~1, scores, scores // 4, 4096, ~5, ~4, ~2)
+    assert scratch(single, (8, 6)) == (copy, copy, scores, ~1, scores, scores // 4, 4096, 4, ~6, ~5, ~4, ~2)
     assert late(single, device((8, 6))) == copy
     assert late(replace(single, backend="efficient"), device((8, 6))) == 0
 
@@ -192,7 +203,7 @@ def test_math_holds_nine_bytes_a_score() -> None:
     """4 + 4 + 1 B beside fp32 copies of half inputs; the output, 2 or 4 B a number, is not there yet."""
     numbers, scores = 2 * 8 * 4096 * 40, 2 * 8 * 4096 * 4096
     half = most(replace(SD, backend="math"), device((8, 6)))
-    rows = 2 * 8 * 4096  # and a byte a row, whether all of it is -inf
+    rows = 2 * 8 * 4096 + 512  # and a byte a row, whether all of it is -inf, and a zero
     assert half == 4 * numbers * 4 + 9 * scores + rows - numbers * 2
     single = most(replace(SD, backend="math", dtype="float32"), device((8, 6)))
     assert single == numbers * 4 + 9 * scores + rows - numbers * 4

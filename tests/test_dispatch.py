@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -67,14 +68,31 @@ def test_nearest_copies_what_lies_otherwise_and_not_channels_last() -> None:
         assert the(Plain, call).scratch == copied
 
 
-def test_a_number_that_transformers_moves_takes_room() -> None:
-    """A cache holds one for each layer with a sliding window (DynamicSlidingWindowLayer)."""
-    ours = torch.Tensor.to
-    theirs: Any = eval("lambda tensor: tensor.to('cpu')", {"__name__": "transformers.cache_utils"})
-    number = torch.tensor(4096)
-    assert recorded(lambda: theirs(number))[0] == [8]
-    assert recorded(lambda: theirs(torch.zeros(4, dtype=torch.int64)))[0] == [32, "zeros"]
-    assert recorded(lambda: ours(number, "cpu"))[0] == []
+CARD = torch.device("cpu")
+"""Ghosts lie on the CPU, and pipelines name the card by their device."""
+
+
+def test_a_table_takes_room_when_it_reaches_the_card() -> None:
+    """As timesteps and token ids do: what the host makes and works out is on nobody's account."""
+    assert recorded(lambda: torch.zeros(4))[0] == []
+    assert recorded(lambda: torch.zeros(4, device="cpu"))[0] == []
+    assert recorded(lambda: torch.cat([torch.arange(4), torch.ones(2, dtype=torch.int64)]) + 1)[0] == []
+    assert recorded(lambda: torch.tensor([1.0, 2.0]).to(CARD, torch.float16))[0] == [4]
+    assert recorded(lambda: torch.from_numpy(numpy.arange(4)).to(device=CARD) + 1)[0] == [32, 32, "add", -32]
+    assert recorded(lambda: torch.tensor(4096).to(CARD))[0] == [8]  # for each sliding window, in transformers' caches
+
+
+def test_a_table_made_on_the_card_is_there_from_the_beginning() -> None:
+    assert recorded(lambda: torch.zeros(4, device=CARD))[0] == [16, "zeros"]
+    assert recorded(lambda: torch.tensor([7.5], device=CARD))[0] == [4]
+    assert recorded(lambda: torch.zeros(4, device=CARD).to(CARD))[0] == [16, "zeros"]
+    assert recorded(lambda: torch.tensor(2.0) * torch.ones(4, device=CARD))[0] == [16, "ones", 16, "mul", -16]
+
+
+@pytest.mark.parametrize("home", [lambda table: table.cpu(), lambda table: table.to("cpu")])
+def test_a_table_that_goes_home_leaves_its_room(home: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """As Euler's sigmas, which the host reads at every step."""
+    assert recorded(lambda: home(torch.tensor([1.0, 2.0]).to(CARD)) * 2)[0] == [8, -8]
 
 
 def test_reductions_say_how_their_numbers_lie() -> None:
@@ -101,18 +119,22 @@ def test_layer_norm_copies_before() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "copied"),
+    ("x", "weight", "copied", "scattered"),
     [
-        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3), False),
-        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3, last=True), True),
-        (ghost(1, 64, 32, 32, last=True), ghost(64, 64, 3, 3), False),
-        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3), True),
-        (ghost(1, 64, 4, 34, 34)[:, :, 1:], ghost(64, 64, 3, 3, 3), True),
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3), False, False),
+        (ghost(1, 64, 32, 32), ghost(64, 64, 3, 3, last=True), True, False),
+        (ghost(1, 64, 32, 32, last=True), ghost(64, 64, 3, 3), False, False),
+        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3), True, True),
+        (ghost(1, 64, 32, 34)[..., :32], ghost(64, 64, 3, 3, last=True), True, True),
+        (ghost(1, 64, 4, 34, 34)[:, :, 1:], ghost(64, 64, 3, 3, 3), True, True),
     ],
 )
-def test_a_convolution_says_what_torch_copies_first(x: torch.Tensor, weight: torch.Tensor, copied: bool) -> None:
+def test_a_convolution_says_what_torch_copies_first(
+    x: torch.Tensor, weight: torch.Tensor, copied: bool, scattered: bool
+) -> None:
     convolve = functional.conv2d if x.dim() == 4 else functional.conv3d
-    assert the(Conv, lambda: convolve(x, weight, padding=1)).copied is copied
+    conv = the(Conv, lambda: convolve(x, weight, padding=1))
+    assert (conv.copied, conv.scattered) == (copied, scattered)
 
 
 def test_a_convolution_says_how_it_goes() -> None:

@@ -222,6 +222,14 @@ def test_a_body_that_was_written_into_the_course_bears_hooks_too() -> None:
     assert lives(flat(changed)) == lives(flat(program.with_course(course)))
 
 
+def test_a_second_call_of_the_pipeline_knows_what_follows() -> None:
+    """Even a component that is called once in each, as text encoders are."""
+    changed = group_offload(denoiser(steps=1).repeated(3), AHEAD, ("unet",))
+    first, second, third = passes(changed)
+    assert first != second
+    assert second == third
+
+
 def test_every_component_has_a_stream_of_its_own() -> None:
     program = denoiser()
     other = replace(program.components[0], name="unet_2")

@@ -14,6 +14,7 @@ from planner.cost import Cost
 from planner.offload import lent, model_offload, resident, sequential_offload
 from planner.program import (
     STREAMED,
+    Again,
     Alloc,
     Call,
     Cast,
@@ -151,6 +152,15 @@ def test_everything_but_the_excluded_leaves_in_the_end() -> None:
     program = model_offload(pipeline(*calls("controlnet", "unet", "safety_checker")))
     last = program.recordings[program.course].events[-2:]
     assert told(last) == told((Drop("unet", copied=True), Drop("controlnet", copied=True)))
+
+
+def test_between_two_calls_everything_leaves_and_what_is_excluded_comes_back() -> None:
+    """`maybe_free_model_hooks` sets the hooks anew: all goes to the host, and the cache is emptied."""
+    program = model_offload(pipeline(*calls("text_encoder", "unet")).repeated(2))
+    events, leaving = told(program.events), (Drop("unet", copied=True), Drop("safety_checker", copied=True), Empty())
+    place = events.index(repr(Again()))
+    assert events[place - 4 : place + 1] == told((*leaving, Load("safety_checker", (SAFETY,)), Again()))
+    assert held_at_calls(program) == 2 * [("text_encoder", SAFETY + TEXT), ("unet", SAFETY + UNET)]
 
 
 def test_casting_what_is_on_the_host_costs_nothing_until_it_arrives() -> None:

@@ -9,6 +9,7 @@ from planner.cards import card
 from planner.device import Device
 from planner.lessons import Lessons, kind_of
 from planner.pricing import Priced, Pricer, Sketch
+from planner.program import Drop, Fetch
 from planner.programs import FromProfile, Programs
 from planner.request import Request
 from planner.techniques.base import Option
@@ -81,3 +82,15 @@ def test_what_runs_taught_counts(programs: Programs) -> None:
         assert sketch.seconds <= exact.seconds - scene.seconds + 1e-9
         for less, before, after in zip(sketch.memory, scene.phases, exact.phases, strict=True):
             assert less <= after.peak.total - before.peak.total
+
+
+def test_each_call_of_a_split_fetches_anew_what_left_in_the_one_before(programs: Programs) -> None:
+    """And it is rehearsed with all its calls."""
+    pricer = priced(programs, card("rtx-3070"))
+    visiting = next(o for o in pricer.offered("streaming", pricer.price(())) if str(o.value).startswith("0/"))
+    split = pricer.offered("split", pricer.price(()))
+    candidate = pricer.merged(pricer.baseline(), (visiting, *split))
+    moves = [type(e) for e in programs.under(candidate, pricer.techniques, 2).events if isinstance(e, (Fetch, Drop))]
+    assert moves == [Fetch, Drop, Fetch, Drop]
+    names = [name for name, _, _ in pricer.rehearse(pricer.price(candidate), None).phases]
+    assert names == ["start", *(phase.name for phase in pricer.price(candidate).phases if phase.name != "start")]

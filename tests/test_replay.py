@@ -282,7 +282,7 @@ def test_a_module_that_keeps_tensors_runs_every_time() -> None:
 
 
 def test_the_tracers_own_copies_are_not_recorded() -> None:
-    module = Returning(lambda x: torch.arange(10))
+    module = Returning(lambda x: torch.arange(10, device=x.device))
     stage, x = Stage(module), ghost(128, 64)
     with stage.recording():
         module(x)

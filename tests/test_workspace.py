@@ -11,7 +11,7 @@ import pytest
 from techniques.programs import device
 
 from planner.program import Conv
-from planner.workspace import copied, cublas, engines
+from planner.workspace import copied, cublas, early, engines
 
 MiB = 2**20
 
@@ -229,3 +229,16 @@ def test_input_and_weight_are_copied_one_by_one() -> None:
     weight = 256 * 256 * 9 * 2
     assert copied(conv("float16", 256, 64, 256, last="w"), device((8, 6))) == (256 * 64**2 * 2, 0)
     assert copied(conv("float16", 256, 64, 256, last="x"), device((8, 6))) == (0, weight)
+
+
+def test_unfolding_copies_both_before_the_result() -> None:
+    """On a Turing card FLUX.1's decode in channels-last asked for 9.4 MB of weight, then for the result: its first
+    convolution, of a tile cut out of the latents, copied that one, too.
+    """
+    last = conv("bfloat16", 512, 96, 512, last="xw")
+    tile = replace(conv("bfloat16", 16, 96, 512, last="w"), scattered=True)
+    old, new = device((7, 5)), device((8, 6))
+    assert copied(last, old) == (512 * 96**2 * 2, 512 * 512 * 9 * 2)
+    assert copied(tile, old) == (16 * 96**2 * 2, 16 * 512 * 9 * 2)
+    assert copied(replace(tile, scattered=False), old) == (0, 16 * 512 * 9 * 2)
+    assert [early(given, card) for given in (last, tile) for card in (old, new)] == [2, 1, 2, 1]

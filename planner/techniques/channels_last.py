@@ -51,12 +51,12 @@ class ChannelsLast:
 
 
 def _lacks_kernels(component: Component, device: Device) -> bool:
-    """Whether torch would ask cuDNN for what it has not: bfloat16 before 8.0, by channel, which else torch does itself.
+    """Whether cuDNN has none that read this layout: bfloat16 before 8.0.
 
-    Others it multiplies as matrices there, in whatever layout (ConvParams::use_cudnn_depthwise does not ask the card).
+    torch multiplies matrices there, and copies inputs and weights back to rows first; by channel, as Sana's autoencoder
+    needs it, torch asks cuDNN all the same and fails (ConvParams::use_cudnn_depthwise does not ask the card).
     """
-    by_channel = component.dtype == "bfloat16" and "depthwise" in component.traits
-    return by_channel and device.compute_capability < (8, 0)
+    return component.dtype == "bfloat16" and device.compute_capability < (8, 0)
 
 
 def to_channels_last(module: Any) -> Undo:

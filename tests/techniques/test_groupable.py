@@ -66,3 +66,15 @@ def test_a_childs_buffers_are_two_tensors_from_the_second_turn_on(sd: Any) -> No
     group.modules[0].to(torch.float64)  # a child moved by `Module.to`, here to another dtype, has new buffers
     assert not any(buffer is net.conv_in.table for buffer in group.buffers)
     undo()
+
+
+def test_weights_come_in_the_order_in_which_a_module_moves_them() -> None:
+    """What a module holds goes before its own: position ids after embeddings, scales of a block after its layers."""
+    inner = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), inner, torch.nn.BatchNorm1d(2))
+    net.scale, inner.shift = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    net.register_buffer("places", torch.arange(2))
+    net.append(net[0])
+    order: list[int] = []
+    net._apply(lambda tensor: (order.append(id(tensor)), tensor)[1])
+    assert [id(tensor) for tensor in held(net)] == list(dict.fromkeys(order))
