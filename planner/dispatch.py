@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from planner import eightbit, fourbit, metas
+from planner import composites, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain
@@ -48,9 +48,10 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, a
 
 COPYING = {
     "native_group_norm",
+    "_softmax",
     *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
 }
-"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu)."""
+"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu, SoftMax.cu)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -128,6 +129,12 @@ class Functions(TorchFunctionMode):
         self._recorder = recorder
         self._mode = mode
         self._flex: tuple[Any, Any] | None = None
+        self._instead: dict[Any, Callable[..., Any]] = {
+            torch.Tensor.to: self._moved,
+            torch.rms_norm: self._rms_norm,
+            torch.nn.functional.rms_norm: self._rms_norm,
+            **composites.INSTEAD,
+        }
 
     def __enter__(self) -> Functions:
         """Flex attention is compiled, which ghosts are not: it is caught by its name, where it has been imported."""
@@ -155,13 +162,28 @@ class Functions(TorchFunctionMode):
             args[0] if args else kwargs["query"], FakeTensor
         ):
             return self._attend(*args, **kwargs)
-        if func is torch.nn.functional.linear and (way := _packed_way(args[1])):
-            return way(*args, **kwargs)
         if func in READ and isinstance(args[0], FakeTensor):
             return READ[func](args[0])
-        if func is torch.Tensor.to:
-            return self._moved(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self._instead.get(func, func)(*args, **kwargs)
+
+    def _rms_norm(
+        self,
+        input: torch.Tensor,  # noqa: A002  (the names are torch's)
+        normalized_shape: list[int],
+        weight: torch.Tensor | None = None,
+        eps: float | None = None,
+    ) -> torch.Tensor:
+        """CUDA has one kernel, which copies what lies otherwise; the CPU has none, nor has CUDA for two dtypes."""
+        if not isinstance(input, FakeTensor) or (weight is not None and weight.dtype != input.dtype):
+            return torch.rms_norm(input, normalized_shape, weight, eps)
+        whole = input.contiguous()
+        lead = whole.dim() - len(normalized_shape)
+        with self._mode:
+            shape = (*whole.shape[:lead], *(1 for _ in normalized_shape))
+            outs = torch.empty_like(whole), torch.empty(shape, dtype=torch.float32)  # and a number a row
+        self._recorder.allocated(outs)
+        self._recorder.ran(kernel_of(aten._fused_rms_norm.default, (whole, weight), {}, outs))
+        return outs[0]
 
     def _moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if on_host(tensor, self._recorder):
@@ -232,13 +254,6 @@ class Functions(TorchFunctionMode):
 def _apart(tensor: torch.Tensor) -> bool:
     """Whether rows come before heads in memory; what is one head or one row lies both ways."""
     return 1 not in tensor.shape[-3:-1] and tensor.stride(-3) < tensor.stride(-2)
-
-
-def _packed_way(weight: Any) -> Callable[..., torch.Tensor] | None:
-    """How bitsandbytes multiplies by a weight; None where it is not its own."""
-    if hasattr(weight, "quant_state"):
-        return fourbit.linear
-    return eightbit.linear if hasattr(weight, "SCB") else None
 
 
 def _library(frame: FrameType | None) -> str:

@@ -1,0 +1,110 @@
+"""Single operations: what each asks of the allocator on the card, in order, is what is recorded of it on ghosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rig import Server
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from planner.dispatch import Dispatch, Functions
+from planner.program import Alloc, Free, Run
+from planner.recorder import Recorder
+
+ROWS = "given(2, 30, 64)"
+CROSS = "given(2, 64, 30).transpose(1, 2)"
+"""What attention of a picture is handed: pixels in rows, which lie channel by channel."""
+CALLS = {
+    "rms norm": f"functional.rms_norm, {ROWS}, (64,), weight(64)",
+    "rms norm without weights": f"functional.rms_norm, {ROWS}, (64,)",
+    "rms norm of what lies otherwise": f"functional.rms_norm, {CROSS}, (64,), weight(64)",
+    "rms norm in two dtypes": f"functional.rms_norm, {ROWS}, (64,), weight(64, dtype=torch.float32)",
+    "rms norm in single precision": "functional.rms_norm, given(2, 30, 64, dtype=torch.float32), (64,)",
+    "linear": f"functional.linear, {ROWS}, weight(48, 64), weight(48)",
+    "linear of what lies otherwise": f"functional.linear, {CROSS}, weight(48, 64), weight(48)",
+    "linear of what lies otherwise, no bias": f"functional.linear, {CROSS}, weight(48, 64)",
+    "linear by frozen weights": f"functional.linear, {CROSS}, weight(48, 64, learns=False), weight(48, learns=False)",
+    "linear of a slice": "functional.linear, given(2, 30, 128)[..., :64], weight(48, 64), weight(48)",
+    "linear of frames": "functional.linear, given(2, 16, 64, 20).permute(0, 3, 1, 2), weight(48, 64), weight(48)",
+    "softmax in single precision": f"functional.softmax, {ROWS}, -1, 3, torch.float32",
+    "softmax of torch in single precision": f"torch.softmax, {ROWS}, -1, torch.float32",
+    "softmax of bfloat16": "torch.softmax, given(2, 30, 64, dtype=torch.bfloat16), -1, torch.float32",
+    "softmax of what lies otherwise": f"torch.softmax, {CROSS}, -1, torch.float32",
+    "log softmax": f"functional.log_softmax, {ROWS}, -1, 3, torch.float32",
+    "layer norm of what lies otherwise": f"functional.layer_norm, {CROSS}, (64,), weight(64), weight(64)",
+}
+
+
+def on_the_card(calls: dict[str, str]) -> dict[str, list[int]]:
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    def given(*shape, dtype=torch.float16):
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    def weight(*shape, dtype=torch.float16, learns=True):
+        return torch.nn.Parameter(given(*shape, dtype=dtype), requires_grad=learns)
+
+    torch.mm(given(8, 8), given(8, 8))  # whose workspace stays
+    told = {}
+    for name, text in calls.items():
+        space = {"torch": torch, "nn": nn, "functional": functional, "given": given, "weight": weight}
+        call, *arguments = eval(text, space)
+        torch.cuda.memory._record_memory_history(max_entries=1000)
+        with torch.no_grad():
+            out = call(*arguments)
+        (events,) = torch.cuda.memory._snapshot()["device_traces"]
+        torch.cuda.memory._record_memory_history(enabled=None)
+        signs = {"alloc": 1, "free_requested": -1}
+        told[name] = [signs[e["action"]] * e["size"] for e in events if e["action"] in signs]
+        del out
+    return told
+
+
+def on_ghosts(text: str) -> list[int]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def given(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        with mode:
+            return torch.empty(shape, dtype=dtype)
+
+    def weight(*shape: int, dtype: torch.dtype = torch.float16, learns: bool = True) -> torch.Tensor:
+        return nn.Parameter(given(*shape, dtype=dtype), requires_grad=learns)
+
+    space = {"torch": torch, "nn": nn, "functional": functional, "given": given, "weight": weight}
+    call, *arguments = eval(text, space)
+    recorder = Recorder()
+    recorder.ignore(a for a in arguments if isinstance(a, torch.Tensor))
+    recorder.enter("", "Test")
+    with torch.no_grad(), Functions(recorder, mode), Dispatch(recorder, mode):
+        out: Any = call(*arguments)
+        events = recorder.drop()
+    del out
+    sizes = {event.buffer: event.size for event in events if isinstance(event, Alloc)}
+    told: list[int] = []
+    for event in events:
+        match event:
+            case Alloc(_, size):
+                told.append(size)
+            case Free(buffer):
+                told.append(-sizes[buffer])
+            case Run(number):
+                scratch = getattr(recorder.kernels[number], "scratch", 0)
+                told += (scratch, -scratch) if scratch else ()
+    return told
+
+
+@pytest.fixture(scope="module")
+def told(vgpu: Server) -> dict[str, list[int]]:
+    answer: dict[str, list[int]] = vgpu.script(on_the_card, {"calls": CALLS})
+    return answer
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ghosts_ask_as_the_card_does(told: dict[str, list[int]], name: str) -> None:
+    assert on_ghosts(CALLS[name]) == told[name]
