@@ -84,7 +84,7 @@ class AttentionBackend:
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
-        """Every attention that it reaches and the backend can serve gets it; the others keep torch's choice."""
+        """Every attention that it reaches gets it; where diffusers dispatches, those that the backend can serve."""
         backend = str(option.value)
         chosen = _indices(program, backend)
         kernels = tuple(
@@ -182,12 +182,15 @@ def _attentions(program: Program, backend: str) -> list[Attention]:
 
 
 def _indices(program: Program, backend: str) -> frozenset[int]:
-    """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too."""
+    """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too.
+
+    They hold as well for what the wanted kernel cannot serve: that comes to the next, not to one that is switched off.
+    """
     kernels, whole = program.kernels, backend in SWITCHED_OFF and not _dispatching(program)
     return frozenset(
         index
         for index in ({index for _, index in _runs(program)} if whole else _candidates(program, backend))
-        if isinstance(kernel := kernels[index], Attention) and fits(backend, kernel)
+        if isinstance(kernel := kernels[index], Attention) and (whole or fits(backend, kernel))
     )
 
 
