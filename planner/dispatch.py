@@ -47,11 +47,10 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, a
 
 
 COPYING = {
-    "native_group_norm",
     "_softmax",
     *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
 }
-"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu, SoftMax.cu)."""
+"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, SoftMax.cu)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -93,8 +92,12 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
             self._recorder.ignore(outs)
             return out
         self._recorder.allocated(outs)
+        beside = metas.beside_group_norm(args, self._mode) if func is aten.native_group_norm.default else []
+        self._recorder.allocated(beside)
         if outs and func not in NO_KERNEL:
             self._recorder.ran(kernel_of(func, args, kwargs, outs))
+        while beside:
+            beside.pop()
         return out
 
     def _huge(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from planner.recorder import Recorder
 ROWS = "given(2, 30, 64)"
 CROSS = "given(2, 64, 30).transpose(1, 2)"
 """What attention of a picture is handed: pixels in rows, which lie channel by channel."""
+LAST = "given(2, 64, 16, 16).to(memory_format=torch.channels_last)"
 CALLS = {
     "rms norm": f"functional.rms_norm, {ROWS}, (64,), weight(64)",
     "rms norm without weights": f"functional.rms_norm, {ROWS}, (64,)",
@@ -35,6 +36,11 @@ CALLS = {
     "softmax of bfloat16": "torch.softmax, given(2, 30, 64, dtype=torch.bfloat16), -1, torch.float32",
     "softmax of what lies otherwise": f"torch.softmax, {CROSS}, -1, torch.float32",
     "log softmax": f"functional.log_softmax, {ROWS}, -1, 3, torch.float32",
+    "group norm": "functional.group_norm, given(2, 64, 16, 16), 32, weight(64), weight(64)",
+    "group norm of channels last": f"functional.group_norm, {LAST}, 32, weight(64), weight(64)",
+    "group norm without weights": "functional.group_norm, given(2, 64, 16, 16), 32",
+    "group norm of one pixel": "functional.group_norm, given(2, 64, 1, 1), 32, weight(64), weight(64)",
+    "group norm in single precision": "functional.group_norm, given(2, 64, 9, dtype=torch.float32), 32",
     "layer norm of what lies otherwise": f"functional.layer_norm, {CROSS}, (64,), weight(64), weight(64)",
 }
 
