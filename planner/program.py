@@ -428,6 +428,18 @@ class Program:
             return self.placed[index - PLACED].events
         return self.recordings[index].events if index < STREAMED else streamed(self.recordings[index - STREAMED])
 
+    @property
+    def runs(self) -> Iterator[int]:
+        """The kernels of each body that is called from the outermost, which each is looked into once."""
+        reached, waiting = {self.course}, [self.events]
+        while waiting:
+            for event in waiting.pop():
+                if isinstance(event, Run):
+                    yield event.kernel
+                elif isinstance(event, Call) and event.recording not in reached:
+                    reached.add(event.recording)
+                    waiting.append(self.body(event.recording))
+
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""
         body = replace(self.recordings[self.course], events=events)
