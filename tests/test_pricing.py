@@ -43,7 +43,9 @@ def test_what_cudnn_has_no_engine_for_is_refused(
     if not refused:
         _check(program, card)
         return
-    with pytest.raises(Unserved, match=r"6720 channels one by one in bfloat16 .* 7\.\d \(card\); ask for dtype float16"):
+    with pytest.raises(
+        Unserved, match=r"6720 channels one by one in bfloat16 .* 7\.\d \(card\); ask for dtype float16"
+    ):
         _check(program, card)
 
 

@@ -117,16 +117,21 @@ def fits(backend: str, kernel: Attention) -> bool:
         return half and same and kernel.head_size <= 256 and kernel.mask == "none"
     if backend == "cudnn":
         return half and kernel.head_size <= 128 and kernel.head_size % 8 == 0 and kernel.keys > 1
+    if backend == "xformers" and not kernel.mask_aligned:  # its general kernel pads none (_check_bias_alignment)
+        return False
     if backend in ("efficient", "xformers"):
         return kernel.head_size % (8 if half else 4) == 0
     return True
 
 
 def _serves(program: Program, device: Device, backend: str) -> bool:
-    """Whether card and library have it, and some kernel can use it; where diffusers dispatches, every kernel must."""
+    """Whether card and library have it, and some kernel can use it.
+
+    Where diffusers dispatches, or takes xformers, every kernel must: nothing stands in for one that cannot.
+    """
     attentions = _attentions(program, backend)
     fitting = [fits(backend, kernel) for kernel in attentions]
-    enough = all(fitting) if _dispatching(program) else any(fitting)
+    enough = all(fitting) if _dispatching(program) or backend == "xformers" else any(fitting)
     return bool(attentions) and enough and all(_card_serves(device, backend, kernel.dtype) for kernel in attentions)
 
 

@@ -173,6 +173,15 @@ def test_what_flash_cannot_serve_does_not_come_to_cudnn_which_is_switched_off() 
     assert requests(kernel, programs.device((9, 0))) == (300 * 304 * 2,)
 
 
+@pytest.mark.usefixtures("installed")
+def test_xformers_pads_no_masks() -> None:
+    """Those of Kandinsky's prior have 81 columns, and it says that it has no operator for them."""
+    for columns, there in ((81, False), (80, True)):
+        masked = programs.attention(mask="float", mask_columns=columns, mask_aligned=columns % 8 == 0, keys=columns)
+        options = ATTENTION.options(unets(programs.attention(), masked), programs.device(), REQUEST)
+        assert ("xformers" in {option.value for option in options}) == there
+
+
 def test_rewrite_reaches_what_the_backend_serves() -> None:
     def backends(program: Program) -> list[str]:
         return [kernel.backend for kernel in program.kernels if isinstance(kernel, Attention)]
