@@ -64,12 +64,12 @@ def install() -> SmallValues:
     return mode
 
 
-def _linear(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _linear(layer: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (the name is torch's)
     """As without a mode, under which torch adds biases out of place (Linear.cpp, isTensorSubclassLike)."""
-    plain = type(layer.weight) is torch.nn.Parameter and x.is_cuda
-    if layer.bias is None or x.dim() == 2 or x.is_contiguous() or not plain:
-        return torch.nn.functional.linear(x, layer.weight, layer.bias)
-    return torch.nn.functional.linear(x, layer.weight).add_(layer.bias)
+    plain = type(layer.weight) is torch.nn.Parameter and input.is_cuda
+    if layer.bias is None or input.dim() == 2 or input.is_contiguous() or not plain:
+        return torch.nn.functional.linear(input, layer.weight, layer.bias)
+    return torch.nn.functional.linear(input, layer.weight).add_(layer.bias)
 
 
 class SmallValues(TorchDispatchMode):
