@@ -319,6 +319,9 @@ class Stack(NamedTuple):
     tables: tuple[int, ...] = ()
     """Those of its children's buffers, which diffusers 0.42.1 moves with the child and by themselves.  The child gets
     a new tensor when it leaves, so from the second turn on there are two."""
+    lasting: tuple[int, ...] = ()
+    """Those of its blocks' buffers, which a stream brings from memory and diffusers 0.42.1 never takes back: each stays
+    until its next turn has brought it anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,28 @@ def test_tables_beside_the_blocks_come_twice_from_the_second_turn_on(disk: bool,
     assert [call[0][2] for call in several] == [10, later, later]
 
 
+def test_tables_of_streamed_blocks_stay_until_they_are_brought_anew() -> None:
+    """diffusers puts back the parameters of a group's modules, not their buffers (ModuleGroup._offload_to_memory)."""
+    program = denoiser(3)
+    stack = STACK._replace(lists=((Unit(("blocks.0",), (1, 2, 5)), STACK.lists[0][1]),), lasting=(5,))
+    unet = replace(program.components[0], weights=(*WEIGHTS, 7), stacks=(stack,))
+    program = replace(program, components=(unet,))
+
+    def of_tables(grouping: Grouping) -> list[list[str]]:
+        course = group_offload(program, grouping, ("unet",))
+        calls = [e.recording for e in course.recordings[course.course].events if isinstance(e, Call)]
+        return [
+            [type(e).__name__ for e in flat(course, call) if isinstance(e, (Fetch, Stay, Drop)) and "tables" in e.key]
+            for call in calls
+        ]
+
+    assert of_tables(AHEAD) == [["Fetch", "Drop"], *[["Stay", "Fetch", "Drop", "Drop"]] * 2]
+    assert of_tables(replace(AHEAD, disk=True)) == of_tables(BLOCK) == [[]] * 3
+    course = group_offload(program, AHEAD, ("unet",))
+    stays = [e.weights for e in course.recordings[course.course].events if isinstance(e, Stay)]
+    assert stays == [(7,)] * 3, "between the calls, and to the end"
+
+
 def test_without_a_stream_weights_are_copied_back() -> None:
     drops = [e for e in flat(group_offload(denoiser(), BLOCK, ("unet",))) if isinstance(e, Drop)]
     assert all(drop.copied for drop in drops)
