@@ -253,7 +253,7 @@ class _Hooks:
         """After a call: what set out and was not wanted goes, for the body to be whole; `stay` keeps its room."""
         self.left = tuple(group for _, group in sorted(self._aboard.items()))
         yield from (Drop(group.key, copied=False) for group in self.left)
-        yield from (Drop(_tables(group), copied=False) for group in self._lasting.values())
+        yield from self._hand_over()
         self._aboard, self._due = {}, set()
 
     def stay(self) -> Iterator[Event]:
@@ -263,14 +263,15 @@ class _Hooks:
         where this `forward` passed over modules that the first one called.  Which module buffers belong to is not
         recorded, so all of them are taken to be of the first.
         """
-        if self.left or self._lasting:
+        yield from self._take_over()
+        if self.left:
             self._lingers = True
-            sizes = [size for group in self._lasting.values() for size in group.lasting]
-            sizes += (size for group in self.left for size in group.sizes)
+            sizes = (size for group in self.left for size in group.sizes)
             yield Stay(f"{self.component.name}/left", (*sizes, *self.tables), self._stream)
 
     def resume(self) -> Iterator[Event]:
         """Before a call: that turn has come."""
+        yield from self._hand_over()
         if self._lingers:
             self._lingers = False
             yield Drop(f"{self.component.name}/left", copied=False)
@@ -278,8 +279,18 @@ class _Hooks:
     def board(self) -> Iterator[Event]:
         """As a call begins: what the one before left is there until its module ends or it is fetched anew."""
         self._aboard = {group.first: group for group in self.left}
-        yield from (Stay(_tables(group), group.lasting, group.stream) for group in self._lasting.values())
+        yield from self._take_over()
         yield from (Stay(group.key, group.sizes, group.stream) for group in self.left)
+
+    def _tables_of(self, group: _Group) -> str:
+        return f"{self.component.name}/{group.key}/{TABLES}"
+
+    def _hand_over(self) -> Iterator[Event]:
+        """Lasting tables leave a body and stay where they are."""
+        yield from (Drop(self._tables_of(g), copied=False, handed=True) for g in self._lasting.values())
+
+    def _take_over(self) -> Iterator[Event]:
+        yield from (Stay(self._tables_of(g), g.lasting, g.stream) for g in self._lasting.values())
 
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
         stale = group.first in self._aboard
@@ -289,9 +300,9 @@ class _Hooks:
         else:
             yield Fetch(group.key, group.sizes, group.stream, self._grouping.source)
             if group.lasting:
-                yield Fetch(_tables(group), group.lasting, group.stream, self._grouping.source)
+                yield Fetch(self._tables_of(group), group.lasting, group.stream, self._grouping.source)
                 if group.key in self._lasting:
-                    yield Drop(_tables(group), copied=False)
+                    yield Drop(self._tables_of(group), copied=False)
                 self._lasting[group.key] = group
             if ahead:
                 self._due.add(group.key)
@@ -315,10 +326,6 @@ class _Hooks:
         if not isinstance(event, Call) or event.recording >= STREAMED:
             return False
         return bool(self._program.recordings[event.recording].own) or self.within("", event.recording)
-
-
-def _tables(group: _Group) -> str:
-    return f"{group.key}/{TABLES}"
 
 
 def _by_blocks(

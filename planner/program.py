@@ -158,6 +158,8 @@ class Drop(NamedTuple):
     copied: bool
     late: bool = False
     """Their room is of use only when the kernels launched so far have run (`record_stream`)."""
+    handed: bool = False
+    """They stay where they are: the next `Stay` of that key, in whatever body, takes their room over."""
 
 
 class Empty(NamedTuple):

@@ -165,6 +165,8 @@ class _Stage:
         self._warm = False
         self._launched = 0
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._handed: dict[str, list[Block | None]] = {}
+        """Room of weights that goes from one body to another."""
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
 
@@ -184,13 +186,18 @@ class _Stage:
     def _move(self, event: Event, scene: _Scene) -> None:
         """Replay one event that concerns weights; others ask nothing of the allocator."""
         match event:
+            case Stay(key) if key in self._handed:
+                scene.weights.setdefault(key, []).append(self._handed.pop(key))
+            case Drop(key, handed=True):
+                self._handed[key] = scene.weights[key].pop()
             case Load(key, sizes, stream) | Fetch(key, sizes, stream) | Stay(key, sizes, stream):
                 blocks = [self.allocator.malloc(size, stream) for size in sizes]
                 scene.weights.setdefault(key, []).append(blocks)
                 if isinstance(event, Load):  # a copy for which the host waits, behind the kernels
                     self.allocator.settle()
             case Drop(key, _, late):
-                self._release(scene.weights[key].pop(), late=late)
+                held = scene.weights[key]
+                self._release(held.pop(0 if key else -1), late=late)  # a group's old bytes go, a nameless module's own
             case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
