@@ -302,7 +302,7 @@ class _Hooks:
             if group.lasting:
                 yield Fetch(self._tables_of(group), group.lasting, group.stream, self._grouping.source)
                 if group.key in self._lasting:
-                    yield Drop(self._tables_of(group), copied=False)
+                    yield Drop(self._tables_of(group), copied=False, older=True)
                 self._lasting[group.key] = group
             if ahead:
                 self._due.add(group.key)

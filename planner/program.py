@@ -160,6 +160,8 @@ class Drop(NamedTuple):
     """Their room is of use only when the kernels launched so far have run (`record_stream`)."""
     handed: bool = False
     """They stay where they are: the next `Stay` of that key, in whatever body, takes their room over."""
+    older: bool = False
+    """Of several under that key, those that came first; else those that came last."""
 
 
 class Empty(NamedTuple):

@@ -195,9 +195,8 @@ class _Stage:
                 scene.weights.setdefault(key, []).append(blocks)
                 if isinstance(event, Load):  # a copy for which the host waits, behind the kernels
                     self.allocator.settle()
-            case Drop(key, _, late):
-                held = scene.weights[key]
-                self._release(held.pop(0 if key else -1), late=late)  # a group's old bytes go, a nameless module's own
+            case Drop(key, _, late, _, older):
+                self._release(scene.weights[key].pop(0 if older else -1), late=late)
             case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
