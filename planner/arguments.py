@@ -42,8 +42,11 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
     """Arguments of one call.  Raises BadRequest for what was asked and the pipeline does not take."""
     accepted = inspect.signature(pipe.__call__).parameters
     prompts, images = split(request.prompts, request.images, variant.splits)
-    words = " ".join(["word"] * (request.prompt_tokens or PROMPT_TOKENS))
     pictures = Pictures(pipe, request, accepted)
+    embeddings = _embeddings(pipe, accepted, prompts, images, pictures.result)
+    if embeddings.keys() & EMBEDDED[:1]:  # the prior gave one for each image, and a decoder makes one of each
+        images = 1
+    words = " ".join(["word"] * (request.prompt_tokens or PROMPT_TOKENS))
     wanted: dict[str, Any] = {
         "prompt": [words] * prompts if prompts > 1 else words,
         "height": request.height,
@@ -57,7 +60,7 @@ def call_arguments(pipe: Any, request: Request, variant: Variant) -> dict[str, A
         "strength": request.strength,
         "output_type": "np",
         **pictures.arguments(),
-        **_embeddings(pipe, accepted, prompts, pictures.result),
+        **embeddings,
         **dict(request.extra),
     }
     frames = None if {"video", "video_length"} & set(accepted) else request.frames
@@ -205,7 +208,9 @@ def _tensor(pictures: list[Image]) -> Any:
     return torch.zeros(len(pictures), 3, pictures[0].height, pictures[0].width)
 
 
-def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tuple[int, int]) -> dict[str, Any]:
+def _embeddings(
+    pipe: Any, accepted: Mapping[str, Any], prompts: int, images: int, result: tuple[int, int]
+) -> dict[str, Any]:
     """What a prior would hand over: an image as one vector, or as a small field of them that sets the result's size.
 
     Where the pipeline computes, as there the prior did.
@@ -218,7 +223,7 @@ def _embeddings(pipe: Any, accepted: Mapping[str, Any], prompts: int, result: tu
     if "image_embeddings" in accepted:  # of latent_dim_scale latents a side, each 4 pixels of the VQGAN
         step = 4 * float(_config(pipe).get("latent_dim_scale", 10.67))
         width, height = (ceil(side / step) for side in result)
-        return {"image_embeddings": made(prompts, 16, height, width)}
+        return {"image_embeddings": made(prompts * images, 16, height, width)}
     size = _config(getattr(pipe, "unet", None)).get("encoder_hid_dim")
     names = EMBEDDED[1:]
     if not size or "negative_image_embeds" not in accepted:

@@ -55,11 +55,16 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
 
 
 def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:
-    """The backend that runs: the one asked for where it can, else torch's own order."""
+    """The backend that runs: the one asked for where it can, else torch's own order.
+
+    One of torch's own is asked for by switching off those before it, so what it cannot serve comes to those after it.
+    """
     if attention.backend != "auto" and usable(attention, attention.backend, compute_capability):
         return attention.backend
     first = ("cudnn",) if compute_capability[0] in (9, 10) else ()
     order = (*first, "flash", "efficient")
+    if attention.backend in order:
+        order = order[order.index(attention.backend) + 1 :]
     return next((b for b in order if usable(attention, b, compute_capability)), "math")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -92,7 +93,7 @@ def _part(part: ComponentProfile, dtype: str | None) -> Any:
 def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn.Module:
     """One component on the meta device, its tensors in the dtypes that loading would give them."""
     if part.file:
-        return filed.module_of(kind, part, dtype).eval().requires_grad_(False)
+        return filed.module_of(kind, part, dtype).eval()
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -104,7 +105,7 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
     finally:
         torch.set_default_dtype(before)
     kept = _kept_in_single(module, dtype)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (*module.named_parameters(), *_saved_buffers(module)):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
     tie = getattr(module, "tie_weights", None)
@@ -114,7 +115,7 @@ def module_of(kind: Any, part: ComponentProfile, dtype: torch.dtype) -> torch.nn
         rounded.pack(module, part.packed, part.how)
     for path in () if part.how else part.packed:
         fourbit.pack(module.get_submodule(path), nested=part.nested, compute=getattr(torch, part.compute))
-    return module.eval().requires_grad_(False)
+    return module.eval()
 
 
 FILLS = frozenset({
@@ -134,6 +135,12 @@ class _Unwritten(TorchFunctionMode):
         if func in FILLS and isinstance(filled, torch.Tensor) and filled.is_meta:
             return filled
         return func(*args, **kwargs)
+
+
+def _saved_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that loading casts: those that diffusers reads from files.  All others stay as the class makes them."""
+    saved = module.state_dict().keys() if isinstance(module, diffusers.ModelMixin) else ()
+    return ((name, buffer) for name, buffer in module.named_buffers() if name in saved)
 
 
 def _kept_in_single(module: torch.nn.Module, dtype: torch.dtype) -> set[str]:

@@ -37,7 +37,7 @@ class Casting:
                 if tensor is not None and (cast := _changed(tensor, change)).dtype != tensor.dtype:
                     self._recorder.allocated((cast,))
                     self._recorder.ran(Plain(name="_to_copy", flops=0, traffic=nbytes(tensor) + nbytes(cast)))
-                    table[name] = torch.nn.Parameter(cast, requires_grad=False)
+                    table[name] = torch.nn.Parameter(cast, tensor.requires_grad)
 
 
 def _changed(tensor: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

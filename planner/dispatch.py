@@ -21,7 +21,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from planner import eightbit, fourbit, metas
+from planner import composites, metas
 from planner.ghost import LARGE
 from planner.metas import tensors
 from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
@@ -57,10 +57,10 @@ HOST = "cpu"
 MOVES = {torch.Tensor.to: (), torch.Tensor.cpu: (HOST,)}
 """Methods that move tensors, and what `to` would be told beside what they are."""
 COPYING = {
-    "native_group_norm",
+    "_softmax",
     *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
 }
-"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, group_norm_kernel.cu)."""
+"""Kernels that want their input as their output lies (UpSampleNearest2d.cu, SoftMax.cu)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -103,10 +103,18 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch doe
         if any(map(_is_real, outs)) and any(on_host(t, self._recorder) for t in given):
             self._recorder.ignore(outs)
         elif not self._stays(outs, given):
-            self._recorder.allocated(outs)
-            if outs and func not in NO_KERNEL:
-                self._recorder.ran(kernel_of(func, args, kwargs, outs))
+            self._ran(func, args, kwargs, outs)
         return out
+
+    def _ran(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outs: tuple[torch.Tensor, ...]) -> None:
+        """Note the results and the kernel."""
+        self._recorder.allocated(outs)
+        beside = metas.beside_group_norm(args, self._mode) if func is aten.native_group_norm.default else []
+        self._recorder.allocated(beside)
+        if outs and func not in NO_KERNEL:
+            self._recorder.ran(kernel_of(func, args, kwargs, outs))
+        while beside:
+            beside.pop()
 
     def _stays(self, outs: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> bool:
         """Whether the host works out a small table from small tables that lie there, or makes one."""
@@ -148,6 +156,11 @@ class Functions(TorchFunctionMode):
         self._recorder = recorder
         self._mode = mode
         self._flex: tuple[Any, Any] | None = None
+        self._instead: dict[Any, Callable[..., Any]] = {
+            torch.rms_norm: self._rms_norm,
+            torch.nn.functional.rms_norm: self._rms_norm,
+            **composites.INSTEAD,
+        }
 
     def __enter__(self) -> Functions:
         """Flex attention is compiled, which ghosts are not: it is caught by its name, where it has been imported."""
@@ -175,15 +188,32 @@ class Functions(TorchFunctionMode):
             args[0] if args else kwargs["query"], FakeTensor
         ):
             return self._attend(*args, **kwargs)
-        if func is torch.nn.functional.linear and (way := _packed_way(args[1])):
-            return way(*args, **kwargs)
         if func in READ and isinstance(args[0], FakeTensor):
             return READ[func](args[0])
         if func in MOVES:
             return self._moved(*args, *MOVES[func], **kwargs)
         if func in MAKERS:
             return self._made(func, args, kwargs)
-        return func(*args, **kwargs)
+        return self._instead.get(func, func)(*args, **kwargs)
+
+    def _rms_norm(
+        self,
+        input: torch.Tensor,  # noqa: A002  (the names are torch's)
+        normalized_shape: list[int],
+        weight: torch.Tensor | None = None,
+        eps: float | None = None,
+    ) -> torch.Tensor:
+        """CUDA has one kernel, which copies what lies otherwise; the CPU has none, nor has CUDA for two dtypes."""
+        if not isinstance(input, FakeTensor) or (weight is not None and weight.dtype != input.dtype):
+            return torch.rms_norm(input, normalized_shape, weight, eps)
+        whole = input.contiguous()
+        lead = whole.dim() - len(normalized_shape)
+        with self._mode:
+            shape = (*whole.shape[:lead], *(1 for _ in normalized_shape))
+            outs = torch.empty_like(whole), torch.empty(shape, dtype=torch.float32)  # and a number a row
+        self._recorder.allocated(outs)
+        self._recorder.ran(kernel_of(aten._fused_rms_norm.default, (whole, weight), {}, outs))
+        return outs[0]
 
     def _made(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A tensor made from nothing lies on the host, unless a device is named."""
@@ -263,13 +293,6 @@ class Functions(TorchFunctionMode):
 def _apart(tensor: torch.Tensor) -> bool:
     """Whether rows come before heads in memory; what is one head or one row lies both ways."""
     return 1 not in tensor.shape[-3:-1] and tensor.stride(-3) < tensor.stride(-2)
-
-
-def _packed_way(weight: Any) -> Callable[..., torch.Tensor] | None:
-    """How bitsandbytes multiplies by a weight; None where it is not its own."""
-    if hasattr(weight, "quant_state"):
-        return fourbit.linear
-    return eightbit.linear if hasattr(weight, "SCB") else None
 
 
 def _library(frame: FrameType | None) -> str:

@@ -6,6 +6,7 @@
     │   ├── UnknownModel    neither a shipped profile nor a readable folder
     │   └── UnknownDevice   no card profile of that name, no driver
     ├── TraceFailed         the pipeline's own code refused the request while it was recorded: exit code 2
+    │   └── Unserved        the card's libraries have no kernel for what it computes
     ├── Infeasible          no combination fits; carries what would: exit code 3 (planner.plan)
     ├── OutOfMemory         the allocator's replay cannot meet a request; ends a rehearsal (planner.allocator)
     └── ApplyFailed         a live pipeline could not be configured; everything done was undone
@@ -40,6 +41,10 @@ class UnknownDevice(BadRequest):
 
 class TraceFailed(PlannerError):
     """The pipeline's own code raised while it was recorded; the message is its."""
+
+
+class Unserved(TraceFailed):
+    """The card's libraries would raise where the pipeline's code asks them for what they have not."""
 
 
 class ApplyFailed(PlannerError):

@@ -60,7 +60,7 @@ def ghost_of(pipe: Any) -> Ghost:
         kept: dict[int, torch.Tensor] = {}  # tied weights are kept once for each of their names
         for tensor in filter(torch.is_floating_point, kept_by_hooks(part)):
             weights[id(tensor)] = kept.setdefault(
-                tensor.data_ptr(), torch.nn.Parameter(_ghost_tensor(tensor, mode), False)
+                tensor.data_ptr(), torch.nn.Parameter(_ghost_tensor(tensor, mode), tensor.requires_grad)
             )
     hooked = tuple(name for name, part in parts.items() if is_hooked(part))
     ghost = Ghost(pipe=doubled(pipe, weights), mode=mode, hooked=hooked)
@@ -129,8 +129,8 @@ def _ghost_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         return torch.nn.Parameter(ghost, requires_grad=False) if _is_weight(tensor) else ghost
     with mode:
         ghost = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    if isinstance(tensor, torch.nn.Parameter):
-        return torch.nn.Parameter(ghost, requires_grad=False)
+    if isinstance(tensor, torch.nn.Parameter):  # products of weights that require gradients go another way (matmul)
+        return torch.nn.Parameter(ghost, requires_grad=tensor.requires_grad)
     return ghost
 
 

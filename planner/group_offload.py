@@ -38,6 +38,8 @@ from planner.program import (
     Stay,
 )
 
+TABLES = "tables"
+"""Key of buffers that stay when their group has gone."""
 SETTLED = 3
 """Calls after which each is like the one before: the first learns the order, the second leaves what it leads to."""
 
@@ -146,6 +148,8 @@ class _Group:
     """Through which it comes; 0: that of the kernels, and it goes back the same way."""
     tables: tuple[int, ...] = ()
     """What comes once more from its second turn on."""
+    lasting: tuple[int, ...] = ()
+    """What comes with it and stays until it is brought anew."""
 
 
 @dataclass(slots=True)
@@ -167,9 +171,7 @@ class _Hooks:
     def __init__(self, program: Program, component: Component, grouping: Grouping, stream: int) -> None:
         self.component, self._grouping, self._program = component, grouping, program
         self._stream = stream if grouping.stream else 0
-        self._groups = (
-            dict(_by_blocks(component, component.weights, grouping.blocks, self._stream)) if grouping.blocks else {}
-        )
+        self._groups = dict(_by_blocks(component, component.weights, grouping, self._stream)) if grouping.blocks else {}
         roots = [stack.path for stack in component.stacks if stack.rest] if grouping.blocks else [""]
         self._orders = [_Order(root) for root in roots] if grouping.stream else []
         self._follows: dict[str, _Group] = {}
@@ -181,6 +183,8 @@ class _Hooks:
         self._casts = 0
         self._turned: set[str] = set()
         """Groups with tables that have had a turn."""
+        self._lasting: dict[str, _Group] = {}
+        """Groups whose lasting tables are on the card."""
         self.left: tuple[_Group, ...] = ()
         """What the last call left on the card."""
         self._lingers = False
@@ -194,7 +198,7 @@ class _Hooks:
         """The weights change size where they wait; by leaves the bodies recorded since then tell."""
         self._casts += 1
         if self._grouping.blocks:
-            self._groups = dict(_by_blocks(self.component, sizes, self._grouping.blocks, self._stream))
+            self._groups = dict(_by_blocks(self.component, sizes, self._grouping, self._stream))
 
     @property
     def unstreamed(self) -> Source:
@@ -202,9 +206,10 @@ class _Hooks:
         return "disk" if self._grouping.disk else "pageable"
 
     @property
-    def state(self) -> tuple[int, int, int, tuple[_Group, ...]]:
-        """Casts so far, orders learnt, tables doubled, weights left: while these are the same, so is what hooks do."""
-        return self._casts, sum(order.learnt for order in self._orders), len(self._turned), self.left
+    def state(self) -> tuple[int, int, int, int, tuple[_Group, ...]]:
+        """Casts, orders learnt, tables doubled and lasting, weights left: while these are so, hooks do the same."""
+        learnt = sum(order.learnt for order in self._orders)
+        return self._casts, learnt, len(self._turned), len(self._lasting), self.left
 
     def group(self, path: str, own: tuple[int, ...]) -> _Group | None:
         """What a module moves; by leaves that is its own, and the component's hook may move nothing but lead."""
@@ -256,6 +261,7 @@ class _Hooks:
         """After a call: what set out and was not wanted goes, for the body to be whole; `stay` keeps its room."""
         self.left = tuple(group for _, group in sorted(self._aboard.items()))
         yield from (Drop(group.key, copied=False) for group in self.left)
+        yield from self._hand_over()
         self._aboard, self._due = {}, set()
 
     def stay(self) -> Iterator[Event]:
@@ -265,6 +271,7 @@ class _Hooks:
         where this `forward` passed over modules that the first one called.  Which module buffers belong to is not
         recorded, so all of them are taken to be of the first.
         """
+        yield from self._take_over()
         if self.left:
             self._lingers = True
             yield from self.kept()
@@ -277,6 +284,7 @@ class _Hooks:
 
     def resume(self) -> Iterator[Event]:
         """Before a call: that turn has come."""
+        yield from self._hand_over()
         if self._lingers:
             self._lingers = False
             yield Drop(f"{self.component.name}/left", copied=False)
@@ -284,7 +292,18 @@ class _Hooks:
     def board(self) -> Iterator[Event]:
         """As a call begins: what the one before left is there until its module ends or it is fetched anew."""
         self._aboard = {group.first: group for group in self.left}
+        yield from self._take_over()
         yield from (Stay(group.key, group.sizes, group.stream) for group in self.left)
+
+    def _tables_of(self, group: _Group) -> str:
+        return f"{self.component.name}/{group.key}/{TABLES}"
+
+    def _hand_over(self) -> Iterator[Event]:
+        """Lasting tables leave a body and stay where they are."""
+        yield from (Drop(self._tables_of(g), copied=False, handed=True) for g in self._lasting.values())
+
+    def _take_over(self) -> Iterator[Event]:
+        yield from (Stay(self._tables_of(g), g.lasting, g.stream) for g in self._lasting.values())
 
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
         stale = group.first in self._aboard
@@ -293,6 +312,11 @@ class _Hooks:
             yield Load(group.key, group.sizes, source=self.unstreamed)
         else:
             yield Fetch(group.key, group.sizes, group.stream, self._grouping.source)
+            if group.lasting:
+                yield Fetch(self._tables_of(group), group.lasting, group.stream, self._grouping.source)
+                if group.key in self._lasting:
+                    yield Drop(self._tables_of(group), copied=False, older=True)
+                self._lasting[group.key] = group
             if ahead:
                 self._due.add(group.key)
             else:
@@ -317,19 +341,25 @@ class _Hooks:
         return bool(self._program.recordings[event.recording].own) or self.within("", event.recording)
 
 
-def _by_blocks(component: Component, sizes: Sequence[int], together: int, stream: int) -> Iterator[tuple[str, _Group]]:
+def _by_blocks(
+    component: Component, sizes: Sequence[int], grouping: Grouping, stream: int
+) -> Iterator[tuple[str, _Group]]:
     """The group of each module that bears hooks.  With a stream blocks travel singly, whatever is asked."""
 
     def of(places: Iterable[int]) -> tuple[int, ...]:
         return tuple(sizes[place] for place in places)
 
-    together = 1 if stream else together
+    together = 1 if stream else grouping.blocks
     for stack in component.stacks:
+        lasting = stack.lasting if stream and not grouping.disk else ()
         for blocks in stack.lists:
             for start in range(0, len(blocks), together):
                 some = blocks[start : start + together]
-                places = (place for block in some for place in block.places)
-                group = _Group(some[0].path, of(places), some[0].path, some[-1].path, stream)
+                places = [place for block in some for place in block.places]
+                group = _Group(
+                    some[0].path, of(place for place in places if place not in lasting), some[0].path, some[-1].path,
+                    stream, lasting=of(place for place in places if place in lasting),
+                )  # fmt: skip
                 yield from ((block.path, group) for block in some)
         if stack.rest:
             yield stack.path, _Group(f"{stack.path}/rest", of(stack.rest), stack.path, stack.path, 0, of(stack.tables))

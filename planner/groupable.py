@@ -30,7 +30,7 @@ def stacks_of(root: Any) -> tuple[Stack, ...]:
 
 def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int]) -> Iterator[Stack]:
     lists: list[tuple[Unit, ...]] = []
-    rest, tables = list(_places(module, places, recurse=False)), list[int]()
+    rest, tables, lasting = list(_places(module, places, recurse=False)), list[int](), list[int]()
     for name, child in module.named_children():
         inner = f"{path}.{name}" if path else name
         if name in named:
@@ -38,10 +38,16 @@ def _within(module: Any, path: str, named: frozenset[str], places: dict[int, int
         elif _is_list(child):
             blocks = ((f"{inner}.{label}", block) for label, block in child.named_children())
             lists.append(tuple(Unit((where,), tuple(_places(block, places))) for where, block in blocks))
+            lasting += _tables(child, places)
         else:
             rest += _places(child, places)
-            tables += (places[id(buffer)] for buffer in child.buffers() if id(buffer) in places)
-    yield Stack(path, tuple(lists), tuple(dict.fromkeys(rest)), tuple(dict.fromkeys(tables)))
+            tables += _tables(child, places)
+    yield Stack(path, tuple(lists), *(tuple(dict.fromkeys(found)) for found in (rest, tables, lasting)))
+
+
+def _tables(module: Any, places: dict[int, int]) -> Iterator[int]:
+    """Of its buffers."""
+    return (places[id(buffer)] for buffer in module.buffers() if id(buffer) in places)
 
 
 def _places(module: Any, places: dict[int, int], *, recurse: bool = True) -> Iterator[int]:

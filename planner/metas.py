@@ -136,6 +136,15 @@ def _group_norm(args: Sequence[Any], mode: FakeTensorMode) -> Any:
     return _norm(x, [n, groups], x.dtype, mode)
 
 
+def beside_group_norm(args: Sequence[Any], mode: FakeTensorMode) -> list[torch.Tensor]:
+    """What CUDA's kernel holds beside its results: the input as it wants it, statistics and factors in float32."""
+    x, weight, bias, n, channels, pixels, groups = args[:7]
+    tables = [[n, groups]] * 2 if x.dtype.itemsize == 2 else []
+    tables += [[n, channels]] * 2 if pixels > 1 and (weight is not None or bias is not None) else []
+    copy = [] if x.is_contiguous() else [_contiguous(list(x.shape), x.dtype, mode)]
+    return [*copy, *(_contiguous(table, torch.float32, mode) for table in tables)]
+
+
 def _layer_norm(args: Sequence[Any], mode: FakeTensorMode) -> Any:
     x, shape = args[0], args[1]
     return _norm(x, [*x.shape[: x.dim() - len(shape)], *(1 for _ in shape)], torch.float32, mode)

@@ -14,10 +14,10 @@ from planner.allocator import segment_size
 from planner.cost import Cost, Phase, rounded
 from planner.demands import chosen, demands
 from planner.device import Device
-from planner.errors import BadRequest, TraceFailed
+from planner.errors import BadRequest, TraceFailed, Unserved
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
-from planner.program import Call, Component, Matmul, Program
+from planner.program import Call, Component, Conv, Matmul, Program
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
@@ -93,9 +93,10 @@ class Pricer:
         return len(self._known)
 
     def price(self, candidate: Candidate) -> Priced:
-        """The candidate's program and phases."""
+        """The candidate's program and phases.  Raises Unserved where the card has no kernel for it."""
         if candidate not in self._known:
             program = self._programs.under(candidate, self.techniques)
+            _check(program, self._device)
             phases = taught(self._cost.phases(program), program, self._device, self._lessons)
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
@@ -261,6 +262,23 @@ class Pricer:
         names = (name for name, technique in self.techniques.items() if technique.scope == scope)
         offered = [(None, *self.offered(name, priced)) for name in names]
         return [tuple(option for option in choice if option is not None) for choice in product(*offered)]
+
+
+def _check(program: Program, device: Device) -> None:
+    """Raise Unserved for convolutions that the card has no kernel for."""
+    lacking = {
+        index: kernel
+        for index, kernel in enumerate(program.kernels)  # those of other programs of the family, too
+        if isinstance(kernel, Conv) and not workspace.served(kernel, device)
+    }
+    found = next((lacking[index] for index in program.runs if index in lacking), None) if lacking else None
+    if found is not None:
+        capability = ".".join(map(str, device.compute_capability))
+        raise Unserved(
+            f"{program.pipeline} convolves {found.input[1]} channels one by one in {found.dtype} with channels last, "
+            f"for which cuDNN has no engine on compute capability {capability} ({device.name}); "
+            "ask for dtype float16 or float32."
+        )
 
 
 def held(component: Component) -> int:

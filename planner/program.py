@@ -178,6 +178,10 @@ class Drop(NamedTuple):
     copied: bool
     late: bool = False
     """Their room is of use only when the kernels launched so far have run (`record_stream`)."""
+    handed: bool = False
+    """They stay where they are: the next `Stay` of that key, in whatever body, takes their room over."""
+    older: bool = False
+    """Of several under that key, those that came first; else those that came last."""
 
 
 class Empty(NamedTuple):
@@ -345,6 +349,9 @@ class Stack(NamedTuple):
     tables: tuple[int, ...] = ()
     """Those of its children's buffers, which diffusers 0.42.1 moves with the child and by themselves.  The child gets
     a new tensor when it leaves, so from the second turn on there are two."""
+    lasting: tuple[int, ...] = ()
+    """Those of its blocks' buffers, which a stream brings from memory and diffusers 0.42.1 never takes back: each stays
+    until its next turn has brought it anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +466,18 @@ class Program:
     def repeated(self, times: int) -> Program:
         """The same call made so many times; buffers that outlive one are born again in the next."""
         return self.with_course(self.events + (Again(), *self.events) * (times - 1))
+
+    @property
+    def runs(self) -> Iterator[int]:
+        """The kernels of each body that is called from the outermost, which each is looked into once."""
+        reached, waiting = {self.course}, [self.events]
+        while waiting:
+            for event in waiting.pop():
+                if isinstance(event, Run):
+                    yield event.kernel
+                elif isinstance(event, Call) and event.recording not in reached:
+                    reached.add(event.recording)
+                    waiting.append(self.body(event.recording))
 
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""

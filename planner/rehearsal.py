@@ -182,6 +182,8 @@ class _Stage:
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
         """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
+        self._handed: dict[str, list[Block | None]] = {}
+        """Room of weights that goes from one body to another."""
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
 
@@ -225,13 +227,17 @@ class _Stage:
     def _move(self, event: Event, scene: _Scene) -> None:
         """Replay one event that concerns weights; others ask nothing of the allocator."""
         match event:
+            case Stay(key) if key in self._handed:
+                scene.weights.setdefault(key, []).append(self._handed.pop(key))
+            case Drop(key, handed=True):
+                self._handed[key] = scene.weights[key].pop()
             case Load(key, sizes, stream) | Fetch(key, sizes, stream) | Stay(key, sizes, stream):
                 blocks = [self.allocator.malloc(size, stream) for size in sizes]
                 scene.weights.setdefault(key, []).append(blocks)
                 if isinstance(event, Load):  # a copy for which the host waits, behind the kernels
                     self.allocator.settle()
-            case Drop(key, _, late):
-                self._release(scene.weights[key].pop(), late=late)
+            case Drop(key, _, late, _, older):
+                self._release(scene.weights[key].pop(0 if older else -1), late=late)
             case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
@@ -276,12 +282,13 @@ class _Stage:
         if large in self._effects and small in self._trifles:
             return self._again(self._effects[large], self._trifles[small])
         before, top, launched = allocator.allocated, allocator.peak_allocated, self._launched
-        changes = allocator.exchanges, self._warm
+        changes = allocator.exchanges, self._warm, dict(self._handed)
         allocator.peak_allocated = before
         inside = self._replay(recording)
         peak = allocator.peak_allocated - before
         allocator.peak_allocated = max(top, allocator.peak_allocated)
-        if changes == (allocator.exchanges, self._warm) and allocator.settled and not any(inside.weights.values()):
+        same = changes == (allocator.exchanges, self._warm, self._handed)
+        if same and allocator.settled and not any(inside.weights.values()):
             seats = {inner: None if block is None else block.seat for inner, block in inside.buffers.items()}
             trifles = {inner: seat for inner, seat in seats.items() if seat and seat.size <= SMALL_REQUEST}
             self._effects[large] = _Effect(seats, peak, self._launched - launched)

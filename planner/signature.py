@@ -70,7 +70,7 @@ def _shape(tensor: torch.Tensor) -> tuple[Hashable, ...]:
 def _weight(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     """A packed weight is what it is made of; the numbers beside it, such as block sizes, follow from their shapes."""
     if not is_packed(tensor):
-        return _shape(tensor)
+        return (*_shape(tensor), tensor.requires_grad)
     return (type(tensor), _shape(tensor), *(_shape(piece.tensor) for piece in parts(tensor)))
 
 

@@ -16,7 +16,7 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 23
+FORMAT = 25
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
@@ -153,8 +153,8 @@ def _unit(data: list[Any]) -> Unit:
     return Unit(tuple(paths), tuple(places))
 
 
-def _stack(path: str, lists: list[Any], rest: list[int], tables: list[int]) -> Stack:
-    return Stack(path, tuple(tuple(map(_unit, blocks)) for blocks in lists), tuple(rest), tuple(tables))
+def _stack(path: str, lists: list[Any], *places: list[int]) -> Stack:
+    return Stack(path, tuple(tuple(map(_unit, blocks)) for blocks in lists), *map(tuple, places))
 
 
 def _frozen(value: Any) -> Any:

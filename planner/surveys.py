@@ -10,7 +10,7 @@ from planner.census import Count, Stretch, census, timeline
 from planner.choose import NothingFits
 from planner.cost import Cost
 from planner.device import Device
-from planner.errors import BadRequest
+from planner.errors import BadRequest, Unserved
 from planner.limits import MOST, Growth, Kind, Look, guess, last_fitting
 from planner.plain import record
 from planner.plan import Plan, option_of
@@ -77,9 +77,11 @@ class Row:
     plan: Plan | None
     """None where nothing fits."""
     shortage: Shortage | None
-    """What is missing for a plan; None where there is one."""
+    """What is missing for a plan; None where there is one, or where no memory would help."""
     price: float | None
     """Of one image or video, in the currency of the price per hour; None where no price or no plan is known."""
+    refusal: str = ""
+    """Why the card cannot run the pipeline as asked, however much memory it has."""
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`."""
@@ -241,7 +243,12 @@ def comparison(
     rows = []
     for place, (device, budget, hourly) in enumerate(cells, start=1):
         tell(f"{place} of {len(cells)}: {device.name}")
-        found = study.attempt(device, budget=budget, host=host)
+        try:
+            found = study.attempt(device, budget=budget, host=host)
+        except Unserved as refused:
+            said = str(refused)
+            rows.append(Row(device=device, budget=budget, plan=None, shortage=None, price=None, refusal=said))
+            continue
         plan, missing = (found, None) if isinstance(found, Plan) else (None, found)
         price = None if plan is None or hourly is None else _each(plan, hourly)
         rows.append(Row(device=device, budget=budget, plan=plan, shortage=missing, price=price))

@@ -168,6 +168,8 @@ def _outcome(row: Row, words: str, priced: bool) -> Iterator[RenderableType]:
         missing = row.shortage
         over = f"{format_bytes(missing.over)} over in {missing.phase}"
         yield from (format_bytes(missing.smallest_budget), "–", *price, Prose(over))
+    else:
+        yield from ("–", "–", *price, Prose(row.refusal))
 
 
 def short(name: str, most: int) -> str:

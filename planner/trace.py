@@ -254,7 +254,7 @@ def _once(
             done[id(tensor)] = tensor
             return tensor
         is_weight = isinstance(tensor, torch.nn.Parameter)
-        done[id(tensor)] = torch.nn.Parameter(changed, requires_grad=False) if is_weight else changed
+        done[id(tensor)] = torch.nn.Parameter(changed, tensor.requires_grad) if is_weight else changed
     return done[id(tensor)]
 
 

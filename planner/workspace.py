@@ -114,10 +114,21 @@ def _columns(conv: Conv) -> int:
     return prod(conv.weight[1:]) * prod(conv.output[2:])
 
 
+def served(conv: Conv, device: Device) -> bool:
+    """Whether there is a kernel: channels last and by channel torch asks cuDNN, which has none in bfloat16 before 8.0.
+
+    torch looks at the layout before it looks at the card (ConvParams::use_cudnn_depthwise, use_cudnn).
+    """
+    return not (_unfolds(conv, device) and _by_channel(conv) and (conv.input_last or conv.weight_last))
+
+
+def _by_channel(conv: Conv) -> bool:
+    return not conv.transposed and 1 < conv.groups == conv.input[1]
+
+
 def _native(conv: Conv) -> bool:
     """Depthwise convolutions run in torch's own kernels, which need nothing (ConvParams::use_cudnn_depthwise)."""
-    depthwise = not conv.transposed and 1 < conv.groups == conv.input[1]
-    return depthwise and not (conv.input_last or conv.weight_last)
+    return _by_channel(conv) and not (conv.input_last or conv.weight_last)
 
 
 def _card(device: Device) -> cudnn.Card:

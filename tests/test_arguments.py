@@ -123,5 +123,8 @@ def test_embeddings_stand_in_for_a_prior() -> None:
     }
     cascade = taking("APipeline", "image_embeddings!", config=config, dtype=torch.float16)
     assert arguments(cascade, height=1024, width=1536)["image_embeddings"].shape == (1, 16, 24, 36)
+    several = taking("APipeline", "image_embeddings!", "num_images_per_prompt", config=config, dtype=torch.float16)
+    made = arguments(several, height=1024, width=1024, images=3)
+    assert (len(made["image_embeddings"]), made["num_images_per_prompt"]) == (3, 1)
     away = taking("APipeline", "image_embeddings!", dtype=torch.float16, _execution_device=torch.device("meta"))
     assert arguments(away)["image_embeddings"].device.type == "meta"

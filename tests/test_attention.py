@@ -51,7 +51,7 @@ CAPABILITIES = [(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)
         (replace(SD, head_size=256, value_size=256), (8, 6), "flash"),
         (replace(SD, head_size=256, value_size=256), (9, 0), "cudnn"),
         (replace(SD, head_size=256, value_size=256, backend="cudnn"), (12, 0), "flash"),  # elsewhere it ends at 128
-        (replace(SD, head_size=66, value_size=66, backend="efficient"), (8, 6), "flash"),  # wants multiples of eight
+        (replace(SD, head_size=66, value_size=66, backend="efficient"), (8, 6), "math"),  # wants multiples of eight
         (replace(SD, head_size=66, value_size=66, dtype="float32"), (8, 6), "math"),  # or of four
         (replace(SD, head_size=66, value_size=66), (7, 5), "math"),
         (replace(SD, value_size=80), (8, 6), "efficient"),  # flash wants equal heads
@@ -75,6 +75,7 @@ def test_some_backends_run_everywhere(backend: str, capability: tuple[int, int])
 
 def test_a_backend_that_cannot_run_gives_way_to_torchs_own_order() -> None:
     assert chosen(replace(VAE, backend="flash"), (8, 6)) == "efficient"
+    assert chosen(replace(VAE, backend="flash", mask="bool", head_size=64, value_size=64), (9, 0)) == "efficient"
     assert chosen(replace(SD, backend="cudnn"), (7, 5)) == "efficient"
     assert chosen(replace(SD, backend="xformers"), (8, 6)) == "xformers"
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import little
 import pytest
 import torch
 from PIL import Image
@@ -38,7 +40,7 @@ def test_parameters_are_as_many_as_published_and_take_no_bytes(name: str) -> Non
     for part, module in components(pipe).items():
         assert all(t.is_meta for t in module.parameters()), part
         assert not module.training
-        assert not any(p.requires_grad for p in module.parameters())
+        assert all(p.requires_grad for p in module.parameters())  # as loading leaves them
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -60,6 +62,24 @@ def test_t5_keeps_its_last_projections_in_single_precision_beside_float16_alone(
     single = {name for name, p in module.named_parameters() if p.dtype == torch.float32}
     assert single == ({n for n, _ in module.named_parameters() if ".wo." in n} if kept else set())
     assert module.shared.weight is module.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "component"), little.PARTS)
+def test_tensors_are_as_loading_makes_them(name: str, component: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Tables that are in no file stay in the dtype that the class gives them, and weights require gradients."""
+    part = little.part(name, component)
+    kind = blueprint.find(part.library, part.kind)
+    of_diffusers = issubclass(kind, diffusers.ModelMixin)
+    real = kind.from_config(part.config) if of_diffusers else kind(kind.config_class.from_dict(dict(part.config)))
+    real.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, **{"torch_dtype" if of_diffusers else "dtype": dtype})
+    assert kinds(blueprint.module_of(kind, part, dtype)) == kinds(loaded)
+
+
+def kinds(module: torch.nn.Module) -> dict[str, tuple[torch.dtype, bool]]:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: (tensor.dtype, tensor.requires_grad) for name, tensor in tensors}
 
 
 def test_the_default_dtype_of_the_process_stays() -> None:

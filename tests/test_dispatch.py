@@ -104,10 +104,21 @@ def test_reductions_say_how_their_numbers_lie() -> None:
 
 
 def test_group_norm_copies_what_lies_otherwise_after_its_output_is_there() -> None:
-    for last, copied in ((False, 0), (True, 2 * 320 * 64 * 64 * 2)):
+    size, row = 2 * 320 * 64 * 64 * 2, 2 * 32 * 2
+    for last, copied in ((False, []), (True, [size])):
         x = ghost(2, 320, 64, 64, last=last)
-        norm = the(Plain, lambda x=x: functional.group_norm(x, 32))
-        assert norm.scratch == copied
+        told, _ = recorded(lambda x=x: functional.group_norm(x, 32))
+        tables = [2 * row, 2 * row]  # statistics in single precision
+        kernel = "native_group_norm"
+        back = [-each for each in (2 * row, 2 * row, *copied, row, row)]
+        assert told == [size, row, row, *copied, *tables, kernel, *back]
+
+
+def test_group_norm_by_weights_holds_factors_too() -> None:
+    x, weight = ghost(2, 320, 8, 8), ghost(320)
+    told, _ = recorded(lambda: functional.group_norm(x, 32, weight, weight))
+    factors = 2 * 320 * 4
+    assert told[5:] == [factors, factors, "native_group_norm", -factors, -factors, -256, -256, -128, -128]
 
 
 def test_layer_norm_copies_before() -> None:

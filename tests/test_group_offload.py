@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from techniques.programs import device
 
+from planner.allocator import Allocator
 from planner.cost import Cost
 from planner.group_offload import Grouping, group_offload, groupable, host_bytes, pinned
 from planner.program import (
@@ -38,7 +39,7 @@ from planner.program import (
     Unit,
     Variant,
 )
-from planner.rehearsal import rehearse
+from planner.rehearsal import _Stage, rehearse
 from planner.trace import component_of
 
 BLOCK, LEAF = Grouping(blocks=1), Grouping()
@@ -121,6 +122,43 @@ def test_tables_beside_the_blocks_come_twice_from_the_second_turn_on(disk: bool,
     unet = replace(program.components[0], weights=(*WEIGHTS, 7), stacks=(stack,))
     several = passes(group_offload(replace(program, components=(unet,)), replace(BLOCK, disk=disk), ("unet",)))
     assert [call[0][2] for call in several] == [10, later, later]
+
+
+def test_tables_of_streamed_blocks_stay_until_they_are_brought_anew() -> None:
+    """diffusers puts back the parameters of a group's modules, not their buffers (ModuleGroup._offload_to_memory)."""
+    program = denoiser(3)
+    stack = STACK._replace(lists=((Unit(("blocks.0",), (1, 2, 5)), STACK.lists[0][1]),), lasting=(5,))
+    unet = replace(program.components[0], weights=(*WEIGHTS, 7), stacks=(stack,))
+    program = replace(program, components=(unet,))
+
+    def of_tables(grouping: Grouping) -> list[list[str]]:
+        course = group_offload(program, grouping, ("unet",))
+        calls = [e.recording for e in course.recordings[course.course].events if isinstance(e, Call)]
+        return [
+            [type(e).__name__ for e in flat(course, call) if isinstance(e, (Fetch, Stay, Drop)) and "tables" in e.key]
+            for call in calls
+        ]
+
+    assert of_tables(AHEAD) == [["Fetch", "Drop"], *[["Stay", "Fetch", "Drop", "Drop"]] * 2]
+    assert of_tables(replace(AHEAD, disk=True)) == of_tables(BLOCK) == [[]] * 3
+    course = group_offload(program, AHEAD, ("unet",))
+    between = [e for e in course.recordings[course.course].events if isinstance(e, (Stay, Drop))]
+    assert [type(e).__name__ for e in between] == ["Stay", "Drop", "Stay", "Drop", "Stay"], "and to the end"
+    assert all(e.weights == (7,) if isinstance(e, Stay) else e.handed for e in between)
+
+
+def test_what_is_handed_over_stays_where_it_is() -> None:
+    handed = Drop("a", copied=False, handed=True)
+    course = (Load("x", (600,)), Load("a", (2_000,)), Drop("x", copied=False), handed, Stay("a", (2_000,)))
+    program = denoiser(0).with_course(course)
+    stage = _Stage(program, device(), Allocator(), Cost(device()))
+    for event in course[:3]:
+        stage.take(event, stage.course)
+    ((before,),) = stage.course.weights["a"]
+    for event in course[3:]:
+        stage.take(event, stage.course)
+    ((after,),) = stage.course.weights["a"]
+    assert after is before
 
 
 def test_without_a_stream_weights_are_copied_back() -> None:

@@ -45,7 +45,7 @@ ROOMS = (
         "groupable",
         "cached",
     ),
-    *("holding", "double", "ghost", "strides", "reduction", "metas", "signature"),
+    *("holding", "double", "ghost", "strides", "reduction", "metas", "composites", "signature"),
     *(
         "recorder",
         "dispatch",
@@ -99,8 +99,8 @@ ROOMS = (
 DOORS = {("plan", "apply"), ("plan", "explain"), ("plan", "report"), ("plan", "verify")}
 """`plan.apply(pipe)`, `plan.explain()` and `plan.verify(run)` open later rooms, and only when called."""
 RECORDING = {
-    *("fourbit", "eightbit", "rounded", "filed", "blueprint", "double", "ghost", "metas", "signature", "recorder"),
-    *("effects", "dispatch", "replay", "casting", "trace", "settings"),
+    *("fourbit", "eightbit", "rounded", "filed", "blueprint", "double", "ghost", "metas", "composites", "signature"),
+    *("recorder", "effects", "dispatch", "replay", "casting", "trace", "settings"),
 }
 """Rooms that work on tensors and import torch; others enter them only when something must be recorded."""
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "pynvml", "numpy"}

@@ -84,7 +84,7 @@ class AttentionBackend:
         return undo
 
     def rewrite(self, program: Program, option: Option) -> Program:
-        """Every attention that it reaches and the backend can serve gets it; the others keep torch's choice."""
+        """Every attention that it reaches gets it; where diffusers dispatches, those that the backend can serve."""
         backend = str(option.value)
         chosen = _indices(program, backend)
         kernels = tuple(
@@ -117,16 +117,21 @@ def fits(backend: str, kernel: Attention) -> bool:
         return half and same and kernel.head_size <= 256 and kernel.mask == "none"
     if backend == "cudnn":
         return half and kernel.head_size <= 128 and kernel.head_size % 8 == 0 and kernel.keys > 1
+    if backend == "xformers" and not kernel.mask_aligned:  # its general kernel pads none (_check_bias_alignment)
+        return False
     if backend in ("efficient", "xformers"):
         return kernel.head_size % (8 if half else 4) == 0
     return True
 
 
 def _serves(program: Program, device: Device, backend: str) -> bool:
-    """Whether card and library have it, and some kernel can use it; where diffusers dispatches, every kernel must."""
+    """Whether card and library have it, and some kernel can use it.
+
+    Where diffusers dispatches, or takes xformers, every kernel must: nothing stands in for one that cannot.
+    """
     attentions = _attentions(program, backend)
     fitting = [fits(backend, kernel) for kernel in attentions]
-    enough = all(fitting) if _dispatching(program) else any(fitting)
+    enough = all(fitting) if _dispatching(program) or backend == "xformers" else any(fitting)
     return bool(attentions) and enough and all(_card_serves(device, backend, kernel.dtype) for kernel in attentions)
 
 
@@ -182,12 +187,15 @@ def _attentions(program: Program, backend: str) -> list[Attention]:
 
 
 def _indices(program: Program, backend: str) -> frozenset[int]:
-    """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too."""
+    """Torch's own switches hold for the whole process, so for text encoders and autoencoders of any kind, too.
+
+    They hold as well for what the wanted kernel cannot serve: that comes to the next, not to one that is switched off.
+    """
     kernels, whole = program.kernels, backend in SWITCHED_OFF and not _dispatching(program)
     return frozenset(
         index
         for index in ({index for _, index in _runs(program)} if whole else _candidates(program, backend))
-        if isinstance(kernel := kernels[index], Attention) and fits(backend, kernel)
+        if isinstance(kernel := kernels[index], Attention) and (whole or fits(backend, kernel))
     )
 
 

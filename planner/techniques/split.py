@@ -16,7 +16,9 @@ PER_PROMPT = ("prompt", "negative_prompt", "pooled_prompt", "negative_pooled_pro
 """Beginnings of the names of arguments that hold one entry per prompt."""
 PICTURES = ("image", "mask_image", "control_image", "video")
 """Arguments that hold one entry per prompt, unless several ControlNets take one each."""
-PER_IMAGE = ("generator", "latents")
+MADE = "image_embeddings"
+"""What a prior made, an entry per image: a decoder makes one image of each, and is asked for one."""
+PER_IMAGE = ("generator", "latents", MADE)
 """Arguments that hold one entry per image, prompt by prompt."""
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
@@ -102,7 +104,8 @@ def _in_pieces(original: type, calls: int) -> type:
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         given = _named(inspect.signature(whole_call), self, args, kwargs)
-        prompts, images = _prompts(given), _images(whole_call, given)
+        prompts = _prompts(given)
+        images = _images(whole_call, given) if given.get(MADE) is None else len(given[MADE]) // prompts
         outputs = [
             whole_call(self, **_share(self, given, piece, prompts))
             for piece in pieces(prompts, images, min(calls, prompts * images))
@@ -142,7 +145,7 @@ def _images(call: Any, given: dict[str, Any]) -> int:
 def _share(pipe: Any, given: dict[str, Any], piece: Piece, prompts: int) -> dict[str, Any]:
     """The arguments of one piece."""
     parts = {name: _part(pipe, name, value, piece, prompts) for name, value in given.items()}
-    count = next((name for name in COUNTS if name in given), "")
+    count = "" if given.get(MADE) is not None else next((name for name in COUNTS if name in given), "")
     return {**parts, count: len(_indices(piece.images))} if count else parts
 
 

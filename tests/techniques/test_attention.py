@@ -10,6 +10,7 @@ from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
+from planner.attention import chosen as backend
 from planner.attention import requests
 from planner.demands import Demand, chosen
 from planner.errors import ApplyFailed, BadRequest
@@ -161,13 +162,33 @@ def test_xformers_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("xformers" in {option.value for option in options}) == values
 
 
+def test_what_flash_cannot_serve_does_not_come_to_cudnn_which_is_switched_off() -> None:
+    """T5's mask of 300 columns is padded on an H100, too."""
+    masked = programs.attention(mask="float", mask_size=300 * 300, mask_columns=300, mask_aligned=False, keys=300)
+    program = replace(unets(), kernels=tuple(masked if isinstance(k, Attention) else k for k in unets().kernels))
+    kernel = ATTENTION.rewrite(program, option("flash")).kernels[0]
+    assert isinstance(kernel, Attention)
+    assert backend(masked, (9, 0)) == "cudnn"
+    assert backend(kernel, (9, 0)) == "efficient"
+    assert requests(kernel, programs.device((9, 0))) == (300 * 304 * 2,)
+
+
+@pytest.mark.usefixtures("installed")
+def test_xformers_pads_no_masks() -> None:
+    """Those of Kandinsky's prior have 81 columns, and it says that it has no operator for them."""
+    for columns, there in ((81, False), (80, True)):
+        masked = programs.attention(mask="float", mask_columns=columns, mask_aligned=columns % 8 == 0, keys=columns)
+        options = ATTENTION.options(unets(programs.attention(), masked), programs.device(), REQUEST)
+        assert ("xformers" in {option.value for option in options}) == there
+
+
 def test_rewrite_reaches_what_the_backend_serves() -> None:
     def backends(program: Program) -> list[str]:
         return [kernel.backend for kernel in program.kernels if isinstance(kernel, Attention)]
 
     text, unet, vae = range(3)
     flash = backends(ATTENTION.rewrite(unets(), option("flash")))
-    assert (flash[text], flash[unet], flash[vae]) == ("auto", "flash", "auto")
+    assert (flash[text], flash[unet], flash[vae]) == ("flash", "flash", "flash")
     assert backends(ATTENTION.rewrite(unets(), option("math"))) == ["math"] * 3
     assert backends(ATTENTION.rewrite(unets(), option("sliced"))) == ["auto", "sliced", "auto"]
     assert backends(ATTENTION.rewrite(transformers(), option("efficient"))) == ["efficient", "auto"]

@@ -52,6 +52,26 @@ def test_a_class_that_refuses_has_no_stacks(sd: Any) -> None:
     assert [stack.path for stack in stacks_of(sd.unet)] == [""]
 
 
+def test_buffers_of_blocks_are_not_put_back_after_a_stream(sd: Any) -> None:
+    """What `Stack.lasting` foresees, in diffusers' own words: which tensors get their copies on the host again."""
+    net = sd.unet
+    net.down_blocks[0].register_buffer("table", torch.ones(3))
+    *_, stack = stacks_of(net)
+    assert [tuple(list(held(net))[place].shape) for place in stack.lasting] == [(3,)]
+    undo = offload(sd, Grouping(blocks=1), (), "cpu")
+    group: Any = net.down_blocks[0]._diffusers_hook.get_hook("group_offloading").group
+    waiting = {t: torch.zeros(0) for t in (*net.down_blocks[0].parameters(), *net.down_blocks[0].buffers())}
+    group.cpu_param_dict, group.record_stream, group.stream = waiting, True, object()
+    before = {tensor: tensor.data for tensor in waiting}
+    group._offload_to_memory()
+    kept = [tuple(tensor.shape) for tensor in waiting if tensor.numel()]
+    for tensor, data in before.items():
+        tensor.data = data
+    group.stream = None
+    undo()
+    assert kept == [(3,)]
+
+
 def test_a_childs_buffers_are_two_tensors_from_the_second_turn_on(sd: Any) -> None:
     """What `Stack.tables` foresees is seen in diffusers' own hook."""
     net = sd.unet

@@ -50,6 +50,22 @@ def test_one_generator_per_image(sdxl: Any, calls: int) -> None:
     assert torch.equal(images(), output)
 
 
+def test_what_a_prior_made_is_shared_out_image_by_image() -> None:
+    """As Würstchen's decoder is called: an entry per image, and one image of each."""
+    asked: list[tuple[int, int]] = []
+
+    class Decoder:
+        def __call__(self, image_embeddings: Any, prompt: Any = None, num_images_per_prompt: int = 1) -> torch.Tensor:
+            asked.append((len(image_embeddings), num_images_per_prompt))
+            return image_embeddings
+
+    decoder = Decoder()
+    undo = SPLIT.apply(decoder, option(2))
+    assert torch.equal(decoder(torch.arange(4), prompt="a", num_images_per_prompt=1), torch.arange(4))
+    undo()
+    assert asked == [(2, 1), (2, 1)]
+
+
 @pytest.mark.parametrize("calls", [2, 3, 6])
 def test_several_prompts(sd: Any, calls: int) -> None:
     def images() -> torch.Tensor:

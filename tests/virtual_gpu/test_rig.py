@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import little
 import pytest
 import rig
 from rig import GIB, Job, Server
@@ -103,6 +104,34 @@ def small_values() -> dict[str, Any]:
 
 def test_numbers_python_reads_back_are_true(vgpu: Server) -> None:
     assert vgpu.script(small_values) == {"counted": 3, "chosen": [0.5, 0.75, 1.0], "rows": 3}
+
+
+def loaded(library: str, kind: str, config: dict[str, Any], dtype: str) -> list[dict[str, str]]:
+    """Dtypes of tensors, and whether they require gradients, as the rig makes a component and as files are loaded."""
+    import tempfile
+
+    import diffusers
+    import torch
+    from inside import parts
+
+    found, wanted = parts.find(library, kind), getattr(torch, dtype)
+    of_diffusers = issubclass(found, diffusers.ModelMixin)
+    real = found.from_config(config) if of_diffusers else found(found.config_class.from_dict(dict(config)))
+    with tempfile.TemporaryDirectory() as folder:
+        real.save_pretrained(folder)
+        real = found.from_pretrained(folder, **{"torch_dtype" if of_diffusers else "dtype": wanted})
+    made = parts.build(found, config, wanted)
+    both = ((*module.named_parameters(), *module.named_buffers()) for module in (real, made))
+    return [{name: f"{tensor.dtype} {tensor.requires_grad}" for name, tensor in tensors} for tensors in both]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "component"), little.PARTS)
+def test_tensors_are_as_loading_makes_them(vgpu: Server, name: str, component: str, dtype: str) -> None:
+    part = little.part(name, component)
+    sent = {"library": part.library, "kind": part.kind, "config": dict(part.config), "dtype": dtype}
+    real, made = vgpu.script(loaded, sent)
+    assert made == real
 
 
 def test_a_failing_script_tells_where(vgpu: Server) -> None:

@@ -32,13 +32,15 @@ def _module(name: str) -> Any:
 def build(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> torch.nn.Module:
     """The module as its `from_pretrained` would load it, on the host, with unwritten weights."""
     module = _on_meta(kind, dict(config), dtype)
-    torch.nn.Module.to(module, dtype)
     kept = _kept_in_single(module, dtype)
-    for name, parameter in module.named_parameters():
-        if kept & set(name.split(".")):
-            parameter.data = parameter.data.float()
+    cast = dict(module.named_parameters())
+    if isinstance(module, diffusers.ModelMixin):  # what is in no file stays as the class makes it
+        cast |= {name: buffer for name, buffer in module.named_buffers() if name in module.state_dict()}
+    for name, tensor in cast.items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
     integers = {name: buffer.shape for name, buffer in module.named_buffers() if not buffer.is_floating_point()}
-    module = module.to_empty(device="cpu").eval().requires_grad_(False)
+    module = module.to_empty(device="cpu").eval()
     for name, shape in integers.items():
         module.get_buffer(name).copy_(torch.arange(shape.numel()).view(shape))
     for part in module.modules():
