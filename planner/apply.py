@@ -11,6 +11,7 @@ from planner import host
 from planner.errors import ApplyFailed, BadRequest, PlannerError
 from planner.holding import hold
 from planner.packed import clings
+from planner.refresh import refreshed
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.live import beside, in_reverse, modules, on_card, undone_on_error
@@ -48,6 +49,7 @@ def configure(pipe: Any, plan: Plan, *, techniques: Sequence[Technique] = DEFAUL
         for option in plan.options:
             stack.callback(_applied(able[option.technique], pipe, option))
         stack.callback(_capped(plan, others))
+        stack.callback(refreshed(pipe))
         stack.callback(_marked(pipe))
         setattr(pipe, APPLIED, Applied(undos=stack.pop_all()))
 

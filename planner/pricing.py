@@ -28,7 +28,7 @@ Candidate = tuple[Option, ...]
 EXPANDABLE = "expandable_segments"
 """The technique that changes not what is asked of the allocator, but how it answers."""
 WRITTEN = 3
-"""Calls of a split that are written out: hooks learn in the first, and what the second leaves the third meets."""
+"""Calls of a pipeline that are written out: hooks learn in the first, and what the second leaves the third meets."""
 PLACEMENT = "placement"
 """The technique of which every candidate has an option: weights have to be somewhere."""
 
@@ -186,8 +186,8 @@ class Pricer:
         return seen if grown == 1.0 else seen.scaled(grown)
 
     def _in_full(self, priced: Priced) -> Program:
-        """The candidate's program with the calls of a split written out until hooks do the same in each."""
-        calls = min(priced.program.variant.splits, WRITTEN)
+        """The candidate's program with the next call of the pipeline; of many calls those until hooks do the same."""
+        calls = min(priced.program.variant.splits + 1, WRITTEN)
         return self._programs.under(priced.candidate, self.techniques, calls)
 
     def baseline(self) -> Priced:

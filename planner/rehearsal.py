@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, islice, pairwise, permutations, zip_longest
+from itertools import islice, pairwise, permutations, zip_longest
 from math import ceil
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ from planner.program import (
     calls,
 )
 
+LATER = 1
+"""Further calls of a pipeline that have to run under a cap as well."""
 CALLS = 8
 """Calls of a component after which another, with no more held than before, leaves what it leaves and no more is known:
 the idle blocks of some wander for a hundred steps without coming back to where they lay."""
@@ -78,6 +80,8 @@ def rehearse(
 ) -> Rehearsal:
     """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes.
 
+    Under a cap the pipeline has to run again after it has returned, where the course has its next call as well; peaks
+    are those before that.
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
     prices = cost or Cost(device)
@@ -86,21 +90,24 @@ def rehearse(
 
     stage = _Stage(program, device, Allocator(capacity=room, expandable=expandable), prices)
     peaks: dict[str, tuple[int, int]] = {}
-    now, failed, missing = "start", "", 0
+    now, failed, missing, most = "start", "", 0, 0
     try:
-        for event, called in calls(chain.from_iterable(stage.turns())):
-            if called:
-                now = called
-                stage.turn(called.partition(".")[0])
-            stage.take(event, stage.course)
-            seen = peaks.get(now, (0, 0))
-            here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
-            peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
+        for number, turn in enumerate(stage.turns(later=0 if capacity is None else LATER)):
+            for event, called in calls(turn):
+                if called:
+                    now = called
+                    stage.turn(called.partition(".")[0])
+                stage.take(event, stage.course)
+                most = max(most, stage.allocator.peak_reserved)
+                if number < program.variant.splits:
+                    seen = peaks.get(now, (0, 0))
+                    here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
+                    peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
     except OutOfMemory as error:
         failed, missing = now, error.size
-    reserved = max((r for _, r in peaks.values()), default=0)
     return Rehearsal(
-        allocated=max((a for a, _ in peaks.values()), default=0), reserved=reserved, enough=reserved + aside,
+        allocated=max((a for a, _ in peaks.values()), default=0),
+        reserved=max((r for _, r in peaks.values()), default=0), enough=most + aside,
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
     )  # fmt: skip
@@ -187,18 +194,21 @@ class _Stage:
         self._early: list[Block | None] | None = None
         """What the kernel that is about to run asked for before the room of its result, and still holds."""
 
-    def turns(self) -> Iterator[tuple[Event, ...]]:
-        """The calls that the course is written for, and its last one again for those that follow.
+    def turns(self, *, later: int) -> Iterator[tuple[Event, ...]]:
+        """The calls made of the pipeline and some `later` ones; after those that are written the last one again.
 
-        They are all the same once one leaves the allocator as it met it.
+        They are all the same once one leaves the allocator as it met it.  After calls that were short of memory later
+        ones begin with an emptied cache (`refresh`).
         """
         *written, last = _parts(self.events)
-        yield from written
-        left = self._program.variant.splits - len(written) if written else 1
-        for _ in range(max(1, left)):
+        splits = self._program.variant.splits
+        for number in range(splits + later if written else 1):
             met = self._state()
-            yield last
-            if self._state() == met:
+            if number >= splits and self.allocator.retries:
+                self.allocator.settle()
+                self.allocator.empty_cache()
+            yield written[number] if number < len(written) else last
+            if number >= len(written) and self._state() == met:
                 return
 
     def _state(self) -> tuple[object, ...]:

@@ -75,7 +75,7 @@ ROOMS = (
     ),
     *("rehearsal", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
-    *("apply", "loading", "snapshot"),
+    *("refresh", "apply", "loading", "snapshot"),
     *(
         "folding",
         "snippet",

@@ -333,6 +333,27 @@ def test_a_later_call_of_a_split_can_lack_what_the_first_had() -> None:
     assert rehearse(two, device(), capacity=48 * MiB).failed == "text_encoder"
 
 
+def test_under_a_cap_the_next_call_has_to_run_too() -> None:
+    """It encodes beside what the scheduler keeps of the call before.  Peaks are those of the first."""
+    encoder, denoiser = body(Alloc(0, 40 * MiB), Free(0)), body(Alloc(0, 12 * MiB))
+    events = Call(0, "text_encoder", ()), Call(1, "unet", ((0, 0),))
+    one = course(*events, bodies=(encoder, denoiser), components=(text_encoder(), unet()))
+    assert rehearse(one.repeated(2), device()) == rehearse(one, device())
+    assert not rehearse(one, device(), capacity=60 * MiB).failed
+    assert rehearse(one.repeated(2), device(), capacity=60 * MiB).failed == "text_encoder"
+    roomy = rehearse(one.repeated(2), device(), capacity=90 * MiB)
+    assert (roomy.failed, roomy.allocated, roomy.reserved, roomy.enough) == ("", 40 * MiB, 40 * MiB, 80 * MiB)
+
+
+def test_after_a_call_that_was_short_the_next_begins_with_an_emptied_cache() -> None:
+    """Else 11 MiB that stay lie down in the segment of 50 that the first call left, and 50 find no room within 64."""
+    lives = Alloc(0, 12 * MiB), Alloc(1, 11 * MiB), Free(0), Alloc(2, 30 * MiB), Free(2), Alloc(3, 50 * MiB), Free(3)
+    program = course(Call(0, "unet", ()), bodies=(body(*lives, Free(1)),))
+    seen = rehearse(program.repeated(2), device(), capacity=64 * MiB)
+    assert (seen.failed, seen.retries) == ("", 2)
+    assert rehearse(split(program, 2, 2), device(), capacity=64 * MiB).failed == "unet"
+
+
 def test_calls_of_a_split_are_rehearsed_until_one_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a denoiser nothing ends what each call leaves: all are replayed, more than are written like the last."""
     leaves, keeps = (body(Alloc(0, 12 * MiB), *ends) for ends in ((), (Free(0),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -97,3 +98,12 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def called(original: type, call: Callable[..., Any]) -> type:
+    """A subclass that looks like `original` and runs `call` when it is called."""
+    whole_call: Any = original.__call__
+    call.__signature__ = inspect.signature(whole_call)  # type: ignore[attr-defined]
+    call.__doc__ = whole_call.__doc__
+    names = {"__call__": call, "__module__": original.__module__, "__qualname__": original.__qualname__}
+    return type(original.__name__, (original,), {**names, "__doc__": original.__doc__})

@@ -11,6 +11,7 @@ from planner.device import Device
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
+from planner.techniques.live import called
 
 PER_PROMPT = ("prompt", "negative_prompt", "pooled_prompt", "negative_pooled_prompt")
 """Beginnings of the names of arguments that hold one entry per prompt."""
@@ -112,10 +113,7 @@ def _in_pieces(original: type, calls: int) -> type:
         ]
         return _joined(outputs)
 
-    __call__.__signature__ = inspect.signature(whole_call)  # type: ignore[attr-defined]
-    __call__.__doc__ = whole_call.__doc__
-    names = {"__call__": __call__, "__module__": original.__module__, "__qualname__": original.__qualname__}
-    return type(original.__name__, (original,), {**names, "__doc__": original.__doc__})
+    return called(original, __call__)
 
 
 def _named(signature: inspect.Signature, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
