@@ -3,7 +3,8 @@
     python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER] [--again]
 
 A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
-run for two steps, twice in a row, and reverted.  What was seen is kept in results/combinations.csv, so an interrupted run goes on.
+run for two steps, twice in a row, and reverted.  What was seen is kept in results/combinations.csv, so an interrupted
+run goes on.
 `--again` draws and runs those anew that were not as promised.
 """
 
