@@ -43,6 +43,8 @@ CAUSES = HERE / "results" / "combinations_causes.toml"
 LIMIT = 300
 """Seconds to draw a combination or to run it, after which it is left out."""
 UNDRAWN = "not drawn"
+REST = 2**20
+"""Bytes of a large block that torch leaves uncut at most: short of memory, which block is at hand decides so much."""
 CALLS = 2
 """Calls of a pipeline in a row; what the first leaves in the cache is what the next one meets."""
 HEAD = """# Random combinations of all techniques
@@ -87,7 +89,7 @@ class Row:
         """
         if self.outcome != RAN or self.left or self.reserved > self.capacity:
             return False
-        low = self.allocated if self.retries else 0.995 * self.allocated
+        low = self.allocated - REST if self.retries else 0.995 * self.allocated
         high = self.capacity if self.retries else 1.01 * self.allocated
         return low <= self.promised <= high
 
@@ -95,6 +97,7 @@ class Row:
 def on_the_card(model: str, dtype: str | None, plan: dict[str, Any], calls: int) -> dict[str, Any]:
     """Sent to the virtual GPU: calls under a plan, figures of the first, and what is left of it when it is reverted."""
     import gc
+    from typing import Any
 
     import torch
     from inside import pipelines, smallvalues
