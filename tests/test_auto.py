@@ -175,7 +175,7 @@ def test_the_host_decodes_where_nothing_else_fits(tmp_path: Path) -> None:
     assert tight.promise.needed <= tight.budget
     assert tight.promise.host > 1_277_000_000
     assert tight.request.use == ()
-    with pytest.raises(planner.Infeasible, match="smallest budget that would do is 7"):
+    with pytest.raises(planner.Infeasible, match="smallest budget that would do is 8"):
         planner.plan("sd15", budget="700MB", host_ram="64GB", **request)
 
 
