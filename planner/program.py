@@ -371,7 +371,7 @@ class Component:
     attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; first_block, pyramid: caches
     that its pipeline can have; rows_apart: no row of a batch knows of another; weight_norm: a hook before `forward`
     makes weights; lends_weights: a module uses weights of layers that it does not call; lists_of_lists: its blocks are
-    lists, which nobody calls; depthwise: it has convolutions channel by channel; travels: its units are streamed."""
+    lists, which nobody calls; travels: its units are streamed."""
     tile: int = 0
     """Edge in pixels of an autoencoder's default tile, 0 where it does not tile."""
     factor: int = 1

@@ -299,7 +299,6 @@ def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
         ("lists_of_lists", any(map(_is_list_of_lists, module.children()))),
         ("repeated_blocks", bool(getattr(module, "_repeated_blocks", None))),
         ("conv2d", 4 in ranks and 5 not in ranks),
-        ("depthwise", any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels for m in module.modules())),
     )
 
 

@@ -9,7 +9,6 @@ from planner.request import Request
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
 from planner.techniques.channels_last import ChannelsLast, to_channels_last
-from planner.trace import component_of
 
 from . import programs, tiny
 
@@ -67,18 +66,9 @@ def test_controlnets_have_a_role_of_their_own() -> None:
     ("dtype", "capability", "offered"),
     [("bfloat16", (7, 5), False), ("bfloat16", (8, 0), True), ("float16", (7, 5), True), ("float32", (7, 5), True)],
 )
-@pytest.mark.parametrize("traits", [frozenset[str](), frozenset({"depthwise"})])
-def test_not_offered_where_cudnn_has_no_kernels(
-    traits: frozenset[str], dtype: str, capability: tuple[int, int], offered: bool
-) -> None:
+def test_not_offered_where_cudnn_has_no_kernels(dtype: str, capability: tuple[int, int], offered: bool) -> None:
     """On the virtual GPU with 7.5 Sana's autoencoder failed in bfloat16, and FLUX.1's copied all of it back."""
-    coder = programs.vae(dtype=dtype, traits=programs.VAE | traits)
+    coder = programs.vae(dtype=dtype)
     whole, card = programs.program(programs.unet(), coder), programs.device(capability)
     assert bool(ChannelsLast("autoencoder").options(whole, card, REQUEST)) is offered
     assert ChannelsLast("denoiser").options(whole, card, REQUEST)
-
-
-def test_depthwise_is_said_of_what_has_it() -> None:
-    whole, by_channel = torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 8, 3, groups=4)
-    assert "depthwise" in component_of("vae", torch.nn.Sequential(whole, by_channel), None).traits
-    assert "depthwise" not in component_of("vae", torch.nn.Sequential(whole), None).traits
