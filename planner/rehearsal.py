@@ -197,19 +197,20 @@ class _Stage:
     def turns(self, *, later: int) -> Iterator[tuple[Event, ...]]:
         """The calls made of the pipeline and some `later` ones; after those that are written the last one again.
 
-        They are all the same once one leaves the allocator as it met it.  After calls that were short of memory later
-        ones begin with an emptied cache (`refresh`).
+        Those of a split are all the same once one leaves the allocator as it met it.  After calls that were short of
+        memory later ones begin with an emptied cache (`refresh`).
         """
         *written, last = _parts(self.events)
-        splits = self._program.variant.splits
+        splits, steady = self._program.variant.splits, False
         for number in range(splits + later if written else 1):
+            if steady and number < splits:
+                continue
             met = self._state()
             if number >= splits and self.allocator.retries:
                 self.allocator.settle()
                 self.allocator.empty_cache()
             yield written[number] if number < len(written) else last
-            if number >= len(written) and self._state() == met:
-                return
+            steady = number >= len(written) and self._state() == met
 
     def _state(self) -> tuple[object, ...]:
         return self.allocator.layout(), self.allocator.reserved, tuple(sorted(self._temporaries.items()))

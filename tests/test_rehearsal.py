@@ -365,6 +365,9 @@ def test_calls_of_a_split_are_rehearsed_until_one_changes_nothing(monkeypatch: p
     monkeypatch.setattr(rehearsing._Stage, "take", lambda *given: (taken.append(given[1]), take(*given)))
     assert rehearse(split(course(Call(0, "unet", ()), bodies=(keeps,)), 50, 3), device()).reserved == 12 * MiB
     assert sum(isinstance(event, Call) for event in taken) == 3
+    taken.clear()
+    rehearse(split(course(Call(0, "unet", ()), bodies=(keeps,)), 50, 3), device(), capacity=12 * MiB)
+    assert sum(isinstance(event, Call) for event in taken) == 4  # and the next call of the pipeline
 
 
 def test_bodies_are_replayed_anew_in_each_call_of_a_split() -> None:
