@@ -19,8 +19,10 @@ from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
 from planner.program import Call, Component, Conv, Matmul, Program
 from planner.programs import Programs
+from planner.refusals import Refusals
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
+from planner.score import Scores
 from planner.streaming import passes
 from planner.techniques.base import Option, Outline, Outlining, Scope, Technique
 
@@ -84,6 +86,7 @@ class Pricer:
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
+        self._scores, self._refusals = Scores(device), Refusals()
         self._offered: dict[tuple[str, Candidate], tuple[Option, ...]] = {}
         self._cut: dict[tuple[str, str, str, tuple[Call, ...]], Passes] = {}
 
@@ -182,7 +185,13 @@ class Pricer:
         grown = growth(priced.program, self._device, self._lessons)
         room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
         expandable = any(option.technique == EXPANDABLE for option in priced.candidate)
-        seen = rehearse(self._in_full(priced), self._device, capacity=room, cost=self._cost, expandable=expandable)
+        program, terms = self._in_full(priced), (room, expandable)
+        seen = self._refusals.find(program, terms)
+        if seen is None:
+            seen = rehearse(
+                program, self._device, capacity=room, cost=self._cost, scores=self._scores, expandable=expandable
+            )
+            self._refusals.keep(program, terms, seen)
         return seen if grown == 1.0 else seen.scaled(grown)
 
     def _in_full(self, priced: Priced) -> Program:

@@ -141,9 +141,9 @@ def smallest_capacity(
     `seen`: a rehearsal in which it ran.
     """
     low, high = least, max(least, (seen or pricer.rehearse(priced, None)).enough)
-    reach = step  # what runs is often just above what is held, so steps away from there double
+    reach = step  # what ran is often just enough, and what is held nearly so: steps away from there grow
     while high - low > step:
-        middle = min(low + reach, (low + high) // 2)
+        middle = max(high - reach, (low + high) // 2) if seen else min(low + reach, (low + high) // 2)
         tried = pricer.rehearse(priced, middle)
         low, high = (middle, high) if tried.failed else (low, max(low, min(middle, tried.enough)))
         reach *= 4

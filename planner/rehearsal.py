@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, pairwise, permutations, zip_longest
+from itertools import islice, pairwise, permutations
 from math import ceil
 from typing import NamedTuple
 
@@ -14,9 +14,8 @@ from planner import workspace
 from planner.allocator import SMALL_REQUEST, Allocator, Layout, OutOfMemory, segment_size
 from planner.blocks import Block, Seat
 from planner.clock import AHEAD
-from planner.cost import Cost, late, rounded, temporaries
+from planner.cost import Cost, rounded, temporaries
 from planner.device import Device
-from planner.pace import VIEWS
 from planner.program import (
     Again,
     Alloc,
@@ -31,21 +30,18 @@ from planner.program import (
     Free,
     Join,
     Load,
-    Matmul,
-    Plain,
     Program,
     Run,
     Stay,
     calls,
 )
+from planner.score import FEW, LAUNCH, Begin, Score, Scores
 
 LATER = 1
 """Further calls of a pipeline that have to run under a cap as well."""
 CALLS = 8
 """Calls of a component after which another, with no more held than before, leaves what it leaves and no more is known:
 the idle blocks of some wander for a hundred steps without coming back to where they lay."""
-FEW = 12
-"""Events of a body, those of its calls included, that are replayed sooner than looked up."""
 ORDERS = 24
 """Orders of loading that are tried: all of four components."""
 
@@ -63,6 +59,8 @@ class Rehearsal:
     """Phase in which memory ran out; empty when the program runs through."""
     missing: int = 0
     """Bytes of the request that could not be met."""
+    reached: int = 0
+    """Events of the course, from the first on, that settled where it ran out."""
     enough: int = 0
     """Bytes of capacity under which a run that ran through does the very same: what it never had, it cannot miss."""
 
@@ -76,7 +74,13 @@ class Rehearsal:
 
 
 def rehearse(
-    program: Program, device: Device, *, capacity: int | None = None, cost: Cost | None = None, expandable: bool = False
+    program: Program,
+    device: Device,
+    *,
+    capacity: int | None = None,
+    cost: Cost | None = None,
+    scores: Scores | None = None,
+    expandable: bool = False,
 ) -> Rehearsal:
     """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes.
 
@@ -85,18 +89,20 @@ def rehearse(
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
     prices = cost or Cost(device)
-    aside = 0 if expandable else _unlucky(tuple(_loads(program.events)))
+    loads = tuple(_loads(program.events))
+    aside = 0 if expandable else _unlucky(loads)
     room = None if capacity is None else capacity - aside
 
-    stage = _Stage(program, device, Allocator(capacity=room, expandable=expandable), prices)
+    stage = _Stage(program, device, Allocator(capacity=room, expandable=expandable), prices, scores or Scores(device))
     peaks: dict[str, tuple[int, int]] = {}
-    now, failed, missing, most = "start", "", 0, 0
+    now, failed, missing, most, taken = "start", "", 0, 0, 0
     try:
         for number, turn in enumerate(stage.turns(later=0 if capacity is None else LATER)):
             for event, called in calls(turn):
                 if called:
                     now = called
                     stage.turn(called.partition(".")[0])
+                taken += 1
                 stage.take(event, stage.course)
                 most = max(most, stage.allocator.peak_reserved)
                 if number < program.variant.splits:
@@ -110,6 +116,7 @@ def rehearse(
         reserved=max((r for _, r in peaks.values()), default=0), enough=most + aside,
         retries=stage.allocator.retries, failed=failed, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
+        reached=max(taken, len(loads) + 1) if failed else 0,
     )  # fmt: skip
 
 
@@ -174,10 +181,10 @@ class _Effect(NamedTuple):
 
 
 class _Stage:
-    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost) -> None:
+    def __init__(self, program: Program, device: Device, allocator: Allocator, cost: Cost, scores: Scores) -> None:
         self.allocator, self.events = allocator, program.events
         self.course = _Scene()
-        self._program, self._device, self._cost = program, device, cost
+        self._program, self._device, self._cost, self._scores = program, device, cost, scores
         self._calls: dict[int, tuple[int, int, int]] = {}
         """Recording to calls since a request was last tried again, the most that was held before one, and retries."""
         self._effects: dict[tuple[int, int, Layout], _Effect] = {}
@@ -191,8 +198,8 @@ class _Stage:
         """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
         self._handed: dict[str, list[Block | None]] = {}
         """Room of weights that goes from one body to another."""
-        self._early: list[Block | None] | None = None
-        """What the kernel that is about to run asked for before the room of its result, and still holds."""
+        self._copies: list[Block | None] = []
+        """What the convolution that is about to run asked for before the room of its result."""
 
     def turns(self, *, later: int) -> Iterator[tuple[Event, ...]]:
         """The calls made of the pipeline and some `later` ones; after those that are written the last one again.
@@ -223,17 +230,46 @@ class _Stage:
         self.allocator.reset_peaks()
 
     def take(self, event: Event, scene: _Scene) -> None:
-        """Replay one event.  The first four are nearly all there are; a `match` takes five times as long over them."""
+        """Replay one event of the course."""
         if isinstance(event, Alloc):
             scene.buffers[event.buffer] = self.allocator.malloc(event.size)
         elif isinstance(event, Free):
             self.allocator.free(scene.buffers.pop(event.buffer))
         elif isinstance(event, Run):
-            self._run(event.kernel)
-        elif isinstance(event, Call):
-            self._call(event.recording, event.kept, scene)
+            self._play(self._scores.kernel(self._program, event.kernel), scene)
         else:
-            self._move(event, scene)
+            self._other(event, scene)
+
+    def _play(self, score: Score, scene: _Scene) -> None:
+        """Replay a score.  The first three branches are nearly all there is, and run for every tensor."""
+        malloc, free, settle, buffers = self.allocator.malloc, self.allocator.free, self.allocator.settle, scene.buffers
+        for number, size in score.steps:
+            if size > 0:
+                buffers[number] = malloc(size)
+            elif size == 0:
+                free(buffers.pop(number))
+            elif size == LAUNCH:
+                self._launched += 1
+                settle(self._launched - AHEAD)  # the host gets no further ahead of the card
+                if number and not self._warm:
+                    self._warm = True
+                    malloc(workspace.cublas(self._device.compute_capability))
+            else:
+                self._other(score.others[number], scene)
+
+    def _other(self, event: Event | Begin, scene: _Scene) -> None:
+        match event:
+            case Begin(index):
+                copies = self._asked(index)[: workspace.early(self._conv(index), self._device)]
+                self._copies = list(map(self.allocator.malloc, copies))
+            case Run(index):
+                self._convolve(index)
+            case Call(recording, _, kept):
+                self._call(recording, kept, scene)
+            case Alloc(buffer):
+                scene.buffers[buffer] = None
+            case _:
+                self._move(event, scene)
 
     def _move(self, event: Event, scene: _Scene) -> None:
         """Replay one event that concerns weights; others ask nothing of the allocator."""
@@ -315,60 +351,28 @@ class _Stage:
         return {inner: None if seat is None else allocator.retake(seat) for inner, seat in seats.items()}
 
     def _replay(self, recording: int) -> _Scene:
-        """A body, event by event, with what survives it."""
+        """A body, step by step, with what survives it."""
         inside = _Scene()
-        events = self._program.body(recording)
-        for event, following in zip_longest(events, islice(events, 1, None)):
-            if isinstance(event, Alloc) and isinstance(following, Run):
-                self._begin(following.kernel)
-            self.take(event, inside)
+        self._play(self._scores.of(self._program, recording), inside)
         return inside
 
-    def _begin(self, index: int) -> None:
-        """A convolution copies its input before it asks for the room of its result, and some do all their work."""
-        kernel = self._program.kernels[index]
-        if isinstance(kernel, Conv):
-            copies = self._asked(index)[: workspace.early(kernel, self._device)]
-            self._early = list(map(self.allocator.malloc, copies))
-        elif late(kernel, self._device):
-            self._early = self._worked(index)
+    def _conv(self, index: int) -> Conv:
+        conv = self._program.kernels[index]
+        assert isinstance(conv, Conv)
+        return conv
 
     def _asked(self, index: int) -> tuple[int, ...]:
-        """Temporaries of a kernel, as they were last asked for."""
+        """Temporaries of a convolution, as they were last asked for."""
         if index not in self._temporaries:
             self._temporaries[index] = temporaries(self._program.kernels[index], self._device)
         return self._temporaries[index]
 
-    def _run(self, index: int) -> None:
-        kernel = self._program.kernels[index]
-        if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
-            self._launched += 1
-            self.allocator.settle(self._launched - AHEAD)  # the host gets no further ahead of the card
-        if not self._warm and isinstance(kernel, Matmul):
-            self._warm = True
-            self.allocator.malloc(workspace.cublas(self._device.compute_capability))
-        if isinstance(kernel, Conv):
-            if self._early is None:  # its result is not new, or not the body's own
-                self._begin(index)
-            sizes, held = self._asked(index), list(self._early or ())
-            held += map(self.allocator.malloc, sizes[len(held) : 2])
-            if not self.allocator.can_malloc(sizes[-1]):
-                self._lean(index, kernel)
-        else:
-            held = self._worked(index) if self._early is None else self._early
-        self._early = None
+    def _convolve(self, index: int) -> None:
+        sizes, held = self._asked(index), self._copies
+        held += map(self.allocator.malloc, sizes[len(held) : 2])
+        if not self.allocator.can_malloc(sizes[-1]):
+            self._lean(index, self._conv(index))
         self._release(held)
-
-    def _worked(self, index: int) -> list[Block | None]:
-        """A kernel's requests are made and given back; those that its end gives back."""
-        held: list[Block | None] = []
-        for size in self._asked(index):
-            if size < 0:
-                self.allocator.free(held[~size])
-                held[~size] = None
-            else:
-                held.append(self.allocator.malloc(size))
-        return held
 
     def _lean(self, index: int, conv: Conv) -> None:
         """Short of memory, torch takes the next engine that finds room, and keeps to it (Conv_v8.cpp, try_configs)."""

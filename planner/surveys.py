@@ -25,7 +25,7 @@ from planner.units import format_bytes
 ROOMY = 2**50
 """Bytes no card has; what is chosen within them is chosen for its time alone."""
 STEP = 0.12
-TOLERANCE = 0.005
+TOLERANCE = 0.02
 """A frontier's budgets are each this share below the last one needed, and known to that share: a step is a whole
 choice, and fragments move peaks by half a percent."""
 
@@ -211,7 +211,7 @@ def _point(data: Mapping[str, Any]) -> Point:
 def _points(study: Study, device: Device, host: int | None) -> Iterator[Point]:
     """The least budget of what is fastest within each, and of what is fastest within a step less than that."""
     pricer, budget = study.pricer(device), ROOMY
-    while budget > device.context:
+    while budget > max(device.context, 2_000_000_000):
         try:
             found = study.choice(device, budget, host)
         except NothingFits:

@@ -40,6 +40,7 @@ from planner.program import (
     Variant,
 )
 from planner.rehearsal import _Stage, rehearse
+from planner.score import Scores
 from planner.trace import component_of
 
 BLOCK, LEAF = Grouping(blocks=1), Grouping()
@@ -151,7 +152,7 @@ def test_what_is_handed_over_stays_where_it_is() -> None:
     handed = Drop("a", copied=False, handed=True)
     course = (Load("x", (600,)), Load("a", (2_000,)), Drop("x", copied=False), handed, Stay("a", (2_000,)))
     program = denoiser(0).with_course(course)
-    stage = _Stage(program, device(), Allocator(), Cost(device()))
+    stage = _Stage(program, device(), Allocator(), Cost(device()), Scores(device()))
     for event in course[:3]:
         stage.take(event, stage.course)
     ((before,),) = stage.course.weights["a"]

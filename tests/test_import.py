@@ -73,7 +73,7 @@ ROOMS = (
         "cost",
         "outline",
     ),
-    *("rehearsal", "census", "calibrate"),
+    *("score", "rehearsal", "refusals", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("refresh", "apply", "loading", "snapshot"),
     *(

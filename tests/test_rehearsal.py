@@ -12,6 +12,7 @@ from reference import CUBLAS, MiB, body, course, programs, read
 from techniques.programs import device, text_encoder, unet
 
 from planner import rehearsal as rehearsing
+from planner import score
 from planner.allocator import Allocator
 from planner.cost import Cost
 from planner.offload import model_offload, resident, sequential_offload
@@ -237,7 +238,7 @@ def often(program: Program, times: int = 4) -> Program:
 
 @settings(max_examples=200, deadline=None)
 @given(programs(), st.sampled_from([resident, model_offload, sequential_offload]), st.integers(10, 120), st.booleans())
-def test_what_is_answered_from_a_layout_is_what_a_replay_shows(
+def test_what_is_answered_from_a_layout_or_written_out_is_what_a_replay_shows(
     program: Program, placement: Callable[[Program], Program], mebibytes: int, expandable: bool
 ) -> None:
     """FLUX.1's decode found no room among gaps that its eighth block had not left yet."""
@@ -246,6 +247,7 @@ def test_what_is_answered_from_a_layout_is_what_a_replay_shows(
     def seen(few: int) -> rehearsing.Rehearsal:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(rehearsing, "FEW", few)
+            patch.setattr(score, "FEW", few)
             return rehearse(repeated, card, capacity=mebibytes * MiB, expandable=expandable)
 
     assert seen(0) == seen(never)

@@ -1,0 +1,56 @@
+"""Refusals: programs that do the same until one runs out of memory run out alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import is_
+
+from planner.program import PLACED, Call, Event, Program, Recording
+from planner.rehearsal import Rehearsal
+
+Terms = tuple[int | None, bool]
+"""Bytes torch may reserve, and whether its segments grow."""
+
+
+@dataclass(slots=True)
+class Refusals:
+    """Rehearsals that failed, of programs of one model on one card, by what decided them."""
+
+    _seen: dict[Terms, list[tuple[Program, Rehearsal]]] = field(default_factory=dict)
+
+    def find(self, program: Program, terms: Terms) -> Rehearsal | None:
+        """The rehearsal of a program that is the same up to the event that asked for too much."""
+        known = self._seen.get(terms, ())
+        return next((seen for other, seen in known if alike(program, other, seen.reached)), None)
+
+    def keep(self, program: Program, terms: Terms, seen: Rehearsal) -> None:
+        """Remember a rehearsal, if it failed within what is written of the course."""
+        if seen.failed and seen.reached <= len(program.events):
+            self._seen.setdefault(terms, []).append((program, seen))
+
+
+def alike(one: Program, other: Program, reached: int) -> bool:
+    """Whether the first events of two courses, so many of them, do the same."""
+    if (one.family, one.variant.splits) != (other.family, other.variant.splits):
+        return False
+    mine, theirs = one.events[:reached], other.events[:reached]
+    return _same(mine, theirs) and all(
+        _same(a.events, b.events) for a, b in zip(_placed(one, mine), _placed(other, theirs), strict=True)
+    )
+
+
+def _same(some: tuple[Event, ...], others: tuple[Event, ...]) -> bool:
+    """As plain tuples, Free(0) and Run(0) are equal."""
+    return some == others and all(map(is_, map(type, some), map(type, others)))
+
+
+def _placed(program: Program, events: tuple[Event, ...]) -> list[Recording]:
+    """The bodies that a program has for itself and that these events call, directly or not, in order of calling."""
+    found: dict[int, Recording] = {}
+    waiting = list(reversed(events))
+    while waiting:
+        event = waiting.pop()
+        if isinstance(event, Call) and event.recording >= PLACED and event.recording not in found:
+            found[event.recording] = program.placed[event.recording - PLACED]
+            waiting += reversed(found[event.recording].events)
+    return list(found.values())

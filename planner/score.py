@@ -1,0 +1,152 @@
+"""Scores: a body as a flat list of what it asks of the allocator, the requests of its kernels included.
+
+Written once for all rehearsals on a card, since a kernel's requests never change; those of a convolution do where
+memory is short, so they are left to whoever plays the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice, zip_longest
+from typing import NamedTuple
+
+from planner.cost import late, temporaries
+from planner.device import Device
+from planner.pace import VIEWS
+from planner.program import PLACED, Alloc, Call, Conv, Event, Free, Kernel, Matmul, Plain, Program, Recording, Run
+
+LAUNCH = -1
+OTHER = -2
+FEW = 12
+"""Events of a body, those of its calls included, that are replayed sooner than looked up."""
+
+
+class Begin(NamedTuple):
+    """A convolution is about to run: it copies its input before it asks for the room of its result."""
+
+    kernel: int
+
+
+class Score(NamedTuple):
+    """Steps in order: the number of a buffer, and the bytes it takes or 0 where it is given back.
+
+    At `LAUNCH` a kernel starts, a matrix product where the number is 1; at `OTHER` it is a place in `others`.
+    """
+
+    steps: tuple[tuple[int, int], ...]
+    others: tuple[Event | Begin, ...]
+
+
+class Scores:
+    """Scores for one card, by body.  Bodies that a program has for itself are known by identity."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._known: dict[tuple[str, int], tuple[Recording | None, Score]] = {}
+
+    def of(self, program: Program, recording: int) -> Score:
+        """The score of a body."""
+        own = program.placed[recording - PLACED] if recording >= PLACED else None
+        key = program.family, recording if own is None else id(own)
+        if key not in self._known:
+            self._known[key] = own, self._written(program, program.body(recording))
+        return self._known[key][1]
+
+    def kernel(self, program: Program, index: int) -> Score:
+        """The score of a kernel that runs by itself."""
+        key = program.family, ~index
+        if key not in self._known:
+            self._known[key] = None, self._written(program, (Run(index),))
+        return self._known[key][1]
+
+    def _written(self, program: Program, events: tuple[Event, ...]) -> Score:
+        writer = _Writer(program, self._device)
+        writer.write(events, lambda buffer: buffer)
+        return Score(tuple(writer.steps), tuple(writer.others))
+
+
+class _Writer:
+    def __init__(self, program: Program, device: Device) -> None:
+        self._program, self._device = program, device
+        self.steps: list[tuple[int, int]] = []
+        self.others: list[Event | Begin] = []
+        self._spare = 0
+        """The number given last to a buffer that no event names."""
+
+    def write(self, events: tuple[Event, ...], name: Callable[[int], int]) -> None:
+        """Append events; `name` says how the buffers of these are numbered here."""
+        held: list[int] | None = None
+        for event, following in zip_longest(events, islice(events, 1, None)):
+            if isinstance(event, Alloc):
+                if isinstance(following, Run):
+                    held = self._early(following.kernel)
+                if event.size:
+                    self.steps.append((name(event.buffer), event.size))
+                else:
+                    self._other(Alloc(name(event.buffer), 0))
+            elif isinstance(event, Free):
+                self.steps.append((name(event.buffer), 0))
+            elif isinstance(event, Run):
+                self._run(event, held)
+                held = None
+            elif isinstance(event, Call):
+                self._call(event, name)
+            else:
+                self._other(event)
+
+    def _early(self, index: int) -> list[int] | None:
+        """What a kernel asks for before the room of its result, as convolutions and some attentions do."""
+        kernel = self._program.kernels[index]
+        if isinstance(kernel, Conv):
+            self._other(Begin(index))
+            return []
+        return self._work(index) if late(kernel, self._device) else None
+
+    def _run(self, run: Run, held: list[int] | None) -> None:
+        kernel = self._program.kernels[run.kernel]
+        self._launch(kernel)
+        if isinstance(kernel, Conv):
+            if held is None:  # its result is not new, or not the body's own
+                self._other(Begin(run.kernel))
+            self._other(run)
+            return
+        for number in self._work(run.kernel) if held is None else held:
+            self.steps.append((number, 0))
+
+    def _launch(self, kernel: Kernel) -> None:
+        if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
+            self.steps.append((int(isinstance(kernel, Matmul)), LAUNCH))
+
+    def _work(self, index: int) -> list[int]:
+        """A kernel's requests, made and given back; the buffers that its end gives back."""
+        held: list[int] = []
+        gone: set[int] = set()
+        for size in temporaries(self._program.kernels[index], self._device):
+            if size < 0:
+                gone.add(held[~size])
+                self.steps.append((held[~size], 0))
+                continue
+            held.append(self._fresh())
+            if size:
+                self.steps.append((held[-1], size))
+            else:
+                gone.add(held[-1])
+        return [number for number in held if number not in gone]
+
+    def _call(self, call: Call, name: Callable[[int], int]) -> None:
+        """A call; short bodies that move no weights are written out."""
+        body = self._program.body(call.recording)
+        if len(body) > FEW or not all(isinstance(event, (Alloc, Free, Run)) for event in body):
+            kept = tuple((inner, name(buffer)) for inner, buffer in call.kept)
+            self._other(call._replace(kept=kept))
+            return
+        names = {inner: name(buffer) for inner, buffer in call.kept}
+        self.write(body, lambda number: names[number] if number in names else names.setdefault(number, self._fresh()))
+
+    def _other(self, event: Event | Begin) -> None:
+        self.steps.append((len(self.others), OTHER))
+        self.others.append(event)
+
+    def _fresh(self) -> int:
+        self._spare -= 1
+        return self._spare
