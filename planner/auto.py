@@ -20,12 +20,12 @@ from planner.profiles import PipelineProfile
 from planner.programs import Tell, silent
 from planner.request import Budget, Request
 from planner.study import Study, opened
-from planner.surveys import Anatomy, Frontier, Largest, Row, anatomy_of, comparison, frontier_of, largest_of
+from planner.surveys import LEAST, Anatomy, Frontier, Largest, Row, anatomy_of, comparison, frontier_of, largest_of
 from planner.techniques import DEFAULT
 from planner.techniques.base import Technique
 from planner.techniques.live import beside
 from planner.techniques.placement import check_free
-from planner.units import format_bytes
+from planner.units import format_bytes, parse_bytes
 
 
 def auto_configure(
@@ -125,14 +125,22 @@ def anatomy(model: Any, *, device: Device | None = None, request: Request | None
         return anatomy_of(study, card, host=_host_ram(study.request, device))
 
 
-def frontier(model: Any, *, device: Device | None = None, request: Request | None = None, **wanted: Any) -> Frontier:
+def frontier(
+    model: Any,
+    *,
+    down_to: str | int = LEAST,
+    device: Device | None = None,
+    request: Request | None = None,
+    **wanted: Any,
+) -> Frontier:
     """What each budget buys: the least budgets and the seconds of the combinations no other beats in both.
 
-    Arguments as of `plan`; the request's budget and the card's memory are no limits.  Raises BadRequest or TraceFailed.
+    `down_to`: the least budget to look at, as `500MB` or bytes.  Other arguments as of `plan`; the request's budget and
+    the card's memory are no limits.  Raises BadRequest or TraceFailed.
     """
-    card = device or card_for(model)
+    least, card = parse_bytes(down_to), device or card_for(model)
     with _studied(model, request, wanted) as (study, tell):
-        return frontier_of(study, card, host=_host_ram(study.request, device), tell=tell)
+        return frontier_of(study, card, down_to=least, host=_host_ram(study.request, device), tell=tell)
 
 
 def largest(

@@ -95,7 +95,7 @@ def stream(program: Program, name: str, away: Collection[str], until: str = "") 
     blocks = {path: block(component, unit) for path, unit in gone.items()}
     visiting = tuple(size for path, size in blocks.items() if path not in away)
     writer = _Writer(program, component, {path: blocks[path] for path in away})
-    course = tuple(_course(program, name, writer, visiting, until))
+    course = _course(program, name, writer, visiting, until)
     kept = tuple(size for place, size in enumerate(component.weights) if place not in travelling)
     left = replace(component, weights=kept, units=(), traits=component.traits | {"travels"})
     return replace(
@@ -104,26 +104,26 @@ def stream(program: Program, name: str, away: Collection[str], until: str = "") 
     ).with_course(course)  # fmt: skip
 
 
-def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, ...], until: str) -> Iterator[Event]:
+def _course(program: Program, name: str, writer: _Writer, visiting: tuple[int, ...], until: str) -> tuple[Event, ...]:
     """The course in long pieces between the calls that matter."""
     here, first, done = False, True, 0
-    events = program.events
+    events, course = program.events, list[Event]()
     for place in program.recordings[program.course].landmarks:
         event = events[place]
         if not isinstance(event, (Call, Enter)) or (owner := _owner(event)) not in (name, until) or not owner:
             continue
-        yield from events[done:place]
+        course += events[done:place]
         done = place
         if owner == until and here:
             here = False
-            yield from (Enter(event.module, ()), Drop(name, copied=False), Exit())
+            course += (Enter(event.module, ()), Drop(name, copied=False), Exit())
         if owner == name and isinstance(event, Call):
             if visiting and not here:
                 here = True
-                yield from (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
-            yield writer.written_anew(event, first=first)
+                course += (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
+            course.append(writer.written_anew(event, first=first))
             first, done = False, place + 1
-    yield from events[done:]
+    return (*course, *events[done:])
 
 
 def _calls(program: Program, name: str) -> Iterator[Event]:

@@ -24,10 +24,12 @@ from planner.units import format_bytes
 
 ROOMY = 2**50
 """Bytes no card has; what is chosen within them is chosen for its time alone."""
+LEAST = 2 * 10**9
+"""Bytes down to which a frontier is followed unless more is asked: no card in use has less."""
 STEP = 0.12
 TOLERANCE = 0.02
-"""A frontier's budgets are each this share below the last one needed, and known to that share: a step is a whole
-choice, and fragments move peaks by half a percent."""
+"""A frontier's budgets are each STEP below the last one needed, and known to TOLERANCE: fragments move peaks by half a
+percent, and a combination that was chosen for a budget mostly fills it to two."""
 
 TIGHTER = 0.75
 """Each budget of the one before it, when the leanest combination is looked for."""
@@ -171,18 +173,22 @@ def _steps(plan: Plan, pricer: Pricer) -> Iterator[Step]:
         yield Step(what=what, budget=allocated + plan.promise.context, seconds=priced.seconds)
 
 
-def frontier_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Frontier:
-    """What each budget buys on a card's speed, from the least that runs to where more memory saves no time.
+def frontier_of(
+    study: Study, device: Device, *, down_to: int = LEAST, host: int | None = None, tell: Tell = silent
+) -> Frontier:
+    """What each budget buys on a card's speed, from where more memory saves no time down to `down_to` bytes.
 
-    The card's own memory is no limit here.  Raises BadRequest or TraceFailed.
+    The last point may need less.  The card's own memory is no limit here.  Raises BadRequest or TraceFailed.
     """
-    *_, found = frontiers_of(study, device, host=host, tell=tell)
+    *_, found = frontiers_of(study, device, down_to=down_to, host=host, tell=tell)
     return found
 
 
-def frontiers_of(study: Study, device: Device, *, host: int | None = None, tell: Tell = silent) -> Iterator[Frontier]:
+def frontiers_of(
+    study: Study, device: Device, *, down_to: int = LEAST, host: int | None = None, tell: Tell = silent
+) -> Iterator[Frontier]:
     """The same as it is found, from the roomiest budget down; the first has no points yet."""
-    question = study.question("frontier", device, host)
+    question = study.question("frontier", device, down_to, host)
     if known := study.answers.find(*question) if question else None:
         points = tuple(map(_point, known["points"]))
         yield Frontier(
@@ -195,7 +201,7 @@ def frontiers_of(study: Study, device: Device, *, host: int | None = None, tell:
     bare = Point(budget=needs, seconds=plain.seconds, options=plain.candidate)
     found = Frontier(model=study.model, request=study.request, device=device, points=(), bare=bare)
     yield found
-    for point in _points(study, device, host):
+    for point in _points(study, device, max(down_to, device.context + 1), host):
         seen.append(point)
         tell(f"{len(seen)} combinations, down to {format_bytes(point.budget)}")
         found = replace(found, points=tuple(_undominated(seen)))
@@ -208,10 +214,10 @@ def _point(data: Mapping[str, Any]) -> Point:
     return Point(budget=data["budget"], seconds=data["seconds"], options=tuple(map(option_of, data["options"])))
 
 
-def _points(study: Study, device: Device, host: int | None) -> Iterator[Point]:
+def _points(study: Study, device: Device, down_to: int, host: int | None) -> Iterator[Point]:
     """The least budget of what is fastest within each, and of what is fastest within a step less than that."""
     pricer, budget = study.pricer(device), ROOMY
-    while budget > max(device.context, 2_000_000_000):
+    while budget >= down_to:
         try:
             found = study.choice(device, budget, host)
         except NothingFits:

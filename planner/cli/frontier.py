@@ -12,9 +12,10 @@ from planner.cli.options import CARD, Asked, as_json, asking
 
 @click.command("frontier")
 @asking(*CARD)
+@click.option("--down-to", metavar="SIZE", default="2GB", show_default=True, help="The least budget to look at.")
 @click.option("--plot", type=output.FILE, help="Draw the frontier, as .svg or .png.")
 @as_json("the points")
-def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
+def command(*, asked: Asked, down_to: str, plot: Path | None, as_json: bool) -> None:
     """Show what each budget buys: time against memory.
 
     Budgets beyond the card's own memory are shown too, at its speed.
@@ -23,7 +24,7 @@ def command(*, asked: Asked, plot: Path | None, as_json: bool) -> None:
 
     output.check_picture(plot)
     with output.working(f"Following the frontier of {asked.model} …", hidden=as_json) as tell:
-        found = auto.frontier(asked.model, **asked.how, tell=tell)
+        found = auto.frontier(asked.model, down_to=down_to, **asked.how, tell=tell)
     from planner import pictures
 
     output.draw(plot, lambda: pictures.frontier(found))
