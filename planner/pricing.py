@@ -17,9 +17,9 @@ from planner.device import Device
 from planner.errors import BadRequest, TraceFailed, Unserved
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Passes
+from planner.precedents import Precedents
 from planner.program import Call, Component, Conv, Matmul, Program
 from planner.programs import Programs
-from planner.refusals import Refusals
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
 from planner.score import Scores
@@ -86,7 +86,7 @@ class Pricer:
         self.techniques = {technique.name: technique for technique in techniques}
         self._cost = Cost(device, request.calls)
         self._known: dict[Candidate, Priced] = {}
-        self._scores, self._refusals = Scores(device), Refusals()
+        self._scores, self._precedents = Scores(device), Precedents()
         self._offered: dict[tuple[str, Candidate], tuple[Option, ...]] = {}
         self._cut: dict[tuple[str, str, str, tuple[Call, ...]], Passes] = {}
 
@@ -186,12 +186,12 @@ class Pricer:
         room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
         expandable = any(option.technique == EXPANDABLE for option in priced.candidate)
         program, terms = self._in_full(priced), (room, expandable)
-        seen = self._refusals.find(program, terms)
+        seen = self._precedents.find(program, terms)
         if seen is None:
             seen = rehearse(
                 program, self._device, capacity=room, cost=self._cost, scores=self._scores, expandable=expandable
             )
-            self._refusals.keep(program, terms, seen)
+            self._precedents.keep(program, terms, seen)
         return seen if grown == 1.0 else seen.scaled(grown)
 
     def _in_full(self, priced: Priced) -> Program:

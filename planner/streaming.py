@@ -70,7 +70,8 @@ def streamable(program: Program, name: str) -> bool:
     calls = list(_calls(program, name))
     if not component.units or not calls or any(isinstance(call, Enter) for call in calls):
         return False
-    seen = {path for call in calls if isinstance(call, Call) for path in _Flat(program, component).touched(call)}
+    bodies = {call.recording: call for call in calls if isinstance(call, Call)}
+    seen = {path for call in bodies.values() for path in _Flat(program, component).touched(call)}
     return bool(seen) and all(unit.path in seen or len(unit.places) > LAYER for unit in component.units)
 
 

@@ -73,7 +73,7 @@ ROOMS = (
         "cost",
         "outline",
     ),
-    *("score", "rehearsal", "refusals", "census", "calibrate"),
+    *("score", "rehearsal", "precedents", "census", "calibrate"),
     *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("refresh", "apply", "loading", "snapshot"),
     *(

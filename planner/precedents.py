@@ -1,4 +1,8 @@
-"""Refusals: programs that do the same until one runs out of memory run out alike."""
+"""Precedents: rehearsals that decide others.
+
+What never had to do without runs alike wherever it has as much, and programs that do the same until one runs out of
+memory run out alike.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,38 @@ from planner.program import PLACED, Call, Event, Program, Recording
 from planner.rehearsal import Rehearsal
 
 Terms = tuple[int | None, bool]
-"""Bytes torch may reserve, and whether its segments grow."""
+"""Bytes torch may reserve, None for as many as it likes, and whether its segments grow."""
 
 
 @dataclass(slots=True)
-class Refusals:
-    """Rehearsals that failed, of programs of one model on one card, by what decided them."""
+class Precedents:
+    """Rehearsals of programs of one model on one card."""
 
-    _seen: dict[Terms, list[tuple[Program, Rehearsal]]] = field(default_factory=dict)
+    _ran: dict[tuple[int, bool], tuple[Program, Rehearsal]] = field(default_factory=dict)
+    """By the identity of the program."""
+    _failed: dict[Terms, list[tuple[Program, Rehearsal]]] = field(default_factory=dict)
 
     def find(self, program: Program, terms: Terms) -> Rehearsal | None:
-        """The rehearsal of a program that is the same up to the event that asked for too much."""
-        known = self._seen.get(terms, ())
-        return next((seen for other, seen in known if alike(program, other, seen.reached)), None)
+        """What a rehearsal would show, where another shows it."""
+        capacity, expandable = terms
+        if ran := self._ran.get((id(program), expandable)):
+            _, seen = ran
+            if capacity is None or capacity >= seen.enough:
+                return seen
+        failed = self._failed.get(terms, ())
+        return next((seen for other, seen in failed if alike(program, other, seen.reached)), None)
 
     def keep(self, program: Program, terms: Terms, seen: Rehearsal) -> None:
-        """Remember a rehearsal, if it failed within what is written of the course."""
-        if seen.failed and seen.reached <= len(program.events):
-            self._seen.setdefault(terms, []).append((program, seen))
+        """Remember a rehearsal, if it decides others.
+
+        Without a cap the next call is not rehearsed; where it failed in one that is not written, nobody knows where.
+        """
+        capacity, expandable = terms
+        if seen.failed:
+            if seen.reached <= len(program.events):
+                self._failed.setdefault(terms, []).append((program, seen))
+        elif capacity is not None and not seen.retries:
+            self._ran[id(program), expandable] = program, seen
 
 
 def alike(one: Program, other: Program, reached: int) -> bool:

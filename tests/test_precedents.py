@@ -1,4 +1,4 @@
-"""Refusals against rehearsals: what is answered from another program's failure is what its own would show."""
+"""Precedents against rehearsals: what is answered from another is what its own would show."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from reference import MiB, body, course, programs
 from techniques.programs import device
 
 from planner.offload import resident
+from planner.precedents import Precedents, alike
 from planner.program import PLACED, Alloc, Call, Free, Load, Plain, Program, Run
-from planner.refusals import Refusals, alike
 from planner.rehearsal import Rehearsal, rehearse
 
 WORK = Call(0, "unet", ())
@@ -35,9 +35,9 @@ def rehearsed(program: Program) -> Rehearsal:
 
 def shared(one: Program, other: Program) -> Rehearsal | None:
     """What is known of the second program once the first was rehearsed."""
-    refusals = Refusals()
-    refusals.keep(one, (CAP, False), rehearsed(one))
-    return refusals.find(other, (CAP, False))
+    precedents = Precedents()
+    precedents.keep(one, (CAP, False), rehearsed(one))
+    return precedents.find(other, (CAP, False))
 
 
 def test_what_comes_after_the_failure_makes_no_difference() -> None:
@@ -76,15 +76,30 @@ def test_events_of_two_kinds_are_never_the_same() -> None:
 
 @pytest.mark.parametrize("terms", [(CAP + MiB, False), (CAP, True), (None, False)])
 def test_other_terms_are_another_question(terms: tuple[int | None, bool]) -> None:
-    one, refusals = made(50 * MiB, 2 * MiB), Refusals()
-    refusals.keep(one, (CAP, False), rehearsed(one))
-    assert refusals.find(one, terms) is None
+    one, precedents = made(50 * MiB, 2 * MiB), Precedents()
+    precedents.keep(one, (CAP, False), rehearsed(one))
+    assert precedents.find(one, terms) is None
 
 
-def test_what_ran_is_not_kept() -> None:
-    one = made(2 * MiB, 2 * MiB)
-    assert shared(one, one) is None
-    assert not rehearsed(one).failed
+def test_what_never_went_without_runs_alike_with_as_much() -> None:
+    one, precedents = made(2 * MiB, 2 * MiB), Precedents()
+    seen = rehearsed(one)
+    precedents.keep(one, (CAP, False), seen)
+    for capacity in (None, seen.enough, CAP + MiB):
+        assert precedents.find(one, (capacity, False)) == rehearse(one, device(), capacity=capacity) == seen
+    assert precedents.find(one, (seen.enough - 1, False)) is None
+    assert precedents.find(one, (CAP, True)) is None
+    assert precedents.find(made(2 * MiB, 2 * MiB), (CAP, False)) is None
+
+
+def test_what_had_to_retry_or_had_no_cap_decides_nothing() -> None:
+    tight, precedents = made(25 * MiB, 30 * MiB), Precedents()
+    seen = rehearsed(tight)
+    assert seen.retries
+    precedents.keep(tight, (CAP, False), seen)
+    precedents.keep(tight, (None, False), rehearse(tight, device()))
+    assert precedents.find(tight, (CAP, False)) is None
+    assert precedents.find(tight, (None, False)) is None
 
 
 @settings(max_examples=150, deadline=None)
@@ -94,7 +109,7 @@ def test_a_shared_refusal_is_what_a_rehearsal_shows(program: Program, mebibytes:
     one = resident(program)
     cut = data.draw(st.integers(0, len(one.events)))
     other = one.with_course(one.events[:cut] + one.events[cut:] * 2)
-    capacity, refusals = mebibytes * MiB, Refusals()
-    refusals.keep(one, (capacity, False), rehearse(one, device(), capacity=capacity))
-    if (known := refusals.find(other, (capacity, False))) is not None:
+    capacity, precedents = mebibytes * MiB, Precedents()
+    precedents.keep(one, (capacity, False), rehearse(one, device(), capacity=capacity))
+    if (known := precedents.find(other, (capacity, False))) is not None:
         assert known == rehearse(other, device(), capacity=capacity)
