@@ -407,6 +407,9 @@ class Component:
     """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
     tables: tuple[Unit, ...] = ()
     """Modules with buffers of their own, and the places of those that are `anchored`; by leaves these go along."""
+    lasting: tuple[str, ...] = ()
+    """Those of them that are single layers: a stream by leaves brings their buffers from memory, and diffusers 0.42.1
+    never takes them back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,9 +93,13 @@ class Recorder:
             self.recordings.append(recording)
         return index
 
-    def outlived(self, done: Done) -> None:
-        """From here on the pipeline is called again; note where in that call goes what the one before left."""
-        self.left = {serial: place for place, (_, serial) in enumerate(done.kept)}
+    def outlived(self, done: Done, held: Iterable[torch.Tensor] = ()) -> None:
+        """From here on the pipeline is called again; note where in that call goes what the one before left.
+
+        What is `held` elsewhere does not.
+        """
+        staying = {self.serial_of(tensor.untyped_storage()) for tensor in held}
+        self.left = {serial: place for place, (_, serial) in enumerate(done.kept) if serial not in staying}
         self._gone = []
 
     def following(self, recording: Recording) -> Recording:

@@ -345,8 +345,8 @@ class _Stage:
         if isinstance(kernel, Conv):
             copies = self._asked(index)[: workspace.early(kernel, self._device)]
             self._early = list(map(self.allocator.malloc, copies))
-        elif late(kernel, self._device):
-            self._early = self._worked(index)
+        elif before := late(kernel, self._device)[0]:
+            self._early = self._worked([], self._asked(index)[:before])
 
     def _asked(self, index: int) -> tuple[int, ...]:
         """Temporaries of a kernel, as they were last asked for."""
@@ -370,14 +370,14 @@ class _Stage:
             if not self.allocator.can_malloc(sizes[-1]):
                 self._lean(index, kernel)
         else:
-            held = self._worked(index) if self._early is None else self._early
+            before = 0 if self._early is None else late(kernel, self._device)[0]
+            held = self._worked(self._early or [], self._asked(index)[before:])
         self._early = None
         self._release(held)
 
-    def _worked(self, index: int) -> list[Block | None]:
-        """A kernel's requests are made and given back; those that its end gives back."""
-        held: list[Block | None] = []
-        for size in self._asked(index):
+    def _worked(self, held: list[Block | None], sizes: tuple[int, ...]) -> list[Block | None]:
+        """Requests of a kernel are made and given back, beside those it holds; all that its end gives back."""
+        for size in sizes:
             if size < 0:
                 self.allocator.free(held[~size])
                 held[~size] = None

@@ -142,7 +142,7 @@ def _event(row: list[Any]) -> Event:
 
 
 def _component(data: dict[str, Any]) -> Component:
-    sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
+    sizes = {name: tuple(data[name]) for name in ("weights", "anchored", "lasting")}
     units = {name: tuple(map(_unit, data[name])) for name in ("units", "tables")}
     stacks = tuple(_stack(*stack) for stack in data["stacks"])
     return Component(**data | sizes | units | {"traits": frozenset(data["traits"]), "stacks": stacks})

@@ -16,7 +16,7 @@ from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
-from planner.groupable import stacks_of
+from planner.groupable import is_leaf, stacks_of
 from planner.metas import tensors
 from planner.packed import clings, packs
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
@@ -128,7 +128,7 @@ class Tracer:
             assert done.recording is not None, "the outermost body has no caller to be written into"
             course = done.recording
             if done.kept and not variant.remembers:
-                course = self._followed(done, arguments, others)
+                course = self._followed(done, out, arguments, others)
         del out
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
@@ -146,15 +146,15 @@ class Tracer:
         made = component_of(name, module, self._ghost.pipe)
         return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
 
-    def _followed(self, done: Done, arguments: dict[str, Any], others: dict[str, Any]) -> int:
+    def _followed(self, done: Done, out: Any, arguments: dict[str, Any], others: dict[str, Any]) -> int:
         """The course of a call with the ends of what an earlier one leaves: the pipeline is called again to see them.
 
         Its modules do what they did, so that only its own code runs, and that only until nothing is left.  Whoever
-        calls holds the result still, but not what was handed in.
+        calls holds the result `out` still, but not what was handed in.
         """
         recorder = self._recorder
         recorder.enter("", type(self._ghost.pipe).__name__)
-        recorder.outlived(done)
+        recorder.outlived(done, tensors(out))
         arguments.clear()
         recorder.allocated(tensors([others.get(name) for name in EMBEDDED]))
         self._replay.over = lambda module: module in DENOISERS and not recorder.left
@@ -301,6 +301,7 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         units=() if is_autoencoder(module) else tuple(Unit(unit.paths, unit.places) for unit in units_of(module)),
         stacks=stacks_of(module),
         tables=tuple(Unit((path,), tuple(places[id(tensor)] for tensor in own)) for path, own in tables.items()),
+        lasting=tuple(path for path in tables if is_leaf(module.get_submodule(path))),
     )  # fmt: skip
 
 
