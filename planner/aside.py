@@ -68,8 +68,9 @@ def worked_aside(program: Program, name: str) -> Program:
             course.append(event)
     copied = sum(component.weights) * (SINGLE // ITEM_SIZE[component.dtype]) if component.dtype != "float32" else 0
     away = replace(
-        component, weights=(), anchored=(), units=(), stacks=(), tables=(), traits=component.traits | {"travels"}
-    )
+        component, weights=(), anchored=(), units=(), stacks=(), tables=(), lasting=(),
+        traits=component.traits | {"travels"},
+    )  # fmt: skip
     return replace(
         program, components=tuple(away if c is component else c for c in program.components),
         waiting=program.waiting + sum(component.weights) + copied + most * wide,

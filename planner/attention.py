@@ -27,6 +27,8 @@ FULL = 0.8
 MOST_SPLITS = 128
 SEEDED = frozenset({"flash", "efficient", "cudnn", "xformers"})
 """Backends that are torch's own kernels, which return what random numbers they began with, dropout or not."""
+EARLY = frozenset({"efficient", "cudnn"})
+"""Those of them that ask for their output last of all but room to accumulate in."""
 SAGE_HEADS = (64, 128)
 """Head sizes of SageAttention's kernels; smaller heads are padded."""
 SAGE_KEYS = 128
@@ -91,7 +93,35 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
 
 def seeds(attention: Attention, device: Device) -> tuple[int, ...]:
     """Bytes of the seed and the offset of a kernel's random numbers, which come on top of what it requests."""
-    return (16, 8) if chosen(attention, device.compute_capability) in SEEDED else ()
+    backend = chosen(attention, device.compute_capability)
+    return ((8, 8) if backend in EARLY else (16, 8)) if backend in SEEDED else ()
+
+
+def in_order(attention: Attention, device: Device) -> tuple[int, ...]:
+    """All that it requests, seeds included."""
+    own, seeded = requests(attention, device), seeds(attention, device)
+    first = late(attention, device)[0] - len(seeded) if _is_early(attention, device) else len(own)
+    return *own[:first], *seeded, *own[first:]
+
+
+def late(attention: Attention, device: Device) -> tuple[int, int]:
+    """How many of these come before the output, and the bytes of that; zeros where it is there from the beginning."""
+    a, backend = attention, chosen(attention, device.compute_capability)
+    output = a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
+    own = len(requests(a, device))
+    if _is_early(a, device):
+        return own - _accumulates(a, backend) + len(seeds(a, device)), output
+    return (own + len(seeds(a, device)), output) if backend == "math" or _copies(a, backend) else (0, 0)
+
+
+def _is_early(a: Attention, device: Device) -> bool:
+    """Whether masks are made ready and seeds taken before there is an output."""
+    backend = chosen(a, device.compute_capability)
+    return backend in EARLY and not _copies(a, backend)
+
+
+def _accumulates(a: Attention, backend: str) -> bool:
+    return backend == "efficient" and ITEM_SIZE[a.dtype] == 2 and a.value_size > WIDE_HEAD
 
 
 def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
@@ -139,13 +169,13 @@ def _fused(a: Attention, backend: str) -> Iterator[int]:
     item = ITEM_SIZE[a.dtype]
     uneven = backend == "efficient" and bool(a.mask_columns % GRAIN if a.mask == "bool" else not a.mask_aligned)
     padded = a.mask_size // max(a.mask_columns, 1) * _up(a.mask_columns + (a.mask_columns % GRAIN == 0), GRAIN) * item
-    if a.mask == "bool":  # becomes numbers
-        yield a.mask_size * item
+    if a.mask == "bool":  # becomes numbers: one of two
+        yield from (item, item, a.mask_size * item, ~0, ~1)
     if a.mask != "none" and uneven:
         yield padded
         if a.mask == "bool":
-            yield ~0
-    if backend == "efficient" and item == 2 and a.value_size > WIDE_HEAD:
+            yield ~2
+    if _accumulates(a, backend):
         yield a.batch * a.heads * a.queries * a.value_size * 4
 
 
@@ -169,14 +199,6 @@ def _sliced(a: Attention) -> Iterator[int]:
     item = ITEM_SIZE[a.dtype]
     yield from (a.queries * a.keys * item,) * 2  # one head's scores, and their softmax
     yield a.queries * a.value_size * item  # what the head before gave
-
-
-def late(attention: Attention, device: Device) -> int:
-    """Bytes of an output that comes after all that was requested; 0 where it is there from the beginning."""
-    a, backend = attention, chosen(attention, device.compute_capability)
-    if backend != "math" and not _copies(a, backend):
-        return 0
-    return a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
 
 
 def _math(a: Attention) -> tuple[int, ...]:

@@ -364,20 +364,23 @@ def scratch(kernel: Kernel, device: Device) -> int:
     """
     asked: list[int] = []
     most = 0
-    held = -(awaited := rounded(late(kernel, device)))
-    for size in temporaries(kernel, device):
+    before, result = late(kernel, device)
+    held = -(awaited := rounded(result))
+    for place, size in enumerate((*temporaries(kernel, device), 0)):
+        if place == before:
+            held += awaited
         if size < 0:
             held -= asked[~size]
         else:
             asked.append(rounded(size))
             held += asked[-1]
             most = max(most, held)
-    return max(most, held + awaited)
+    return most
 
 
-def late(kernel: Kernel, device: Device) -> int:
-    """Bytes of a result that a kernel asks for only after its temporaries; 0 where it is there from the beginning."""
-    return attention.late(kernel, device) if isinstance(kernel, Attention) else 0
+def late(kernel: Kernel, device: Device) -> tuple[int, int]:
+    """How many of its temporaries a kernel asks for before its result, and bytes of that; zeros where it is first."""
+    return attention.late(kernel, device) if isinstance(kernel, Attention) else (0, 0)
 
 
 def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
@@ -389,7 +392,7 @@ def temporaries(kernel: Kernel, device: Device) -> tuple[int, ...]:
         case Conv():
             return *workspace.copied(kernel, device), *workspace.engines(kernel, device)
         case Attention():
-            return *attention.requests(kernel, device), *attention.seeds(kernel, device)
+            return attention.in_order(kernel, device)
         case Reduction():
             return reduction.requests(kernel, device)
         case Plain(scratch=size):

@@ -327,7 +327,10 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         return _reduction(name, args[0], args[REDUCTIONS[func]], flops, traffic)
     # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
     copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
-    return Plain(name=name, flops=flops, traffic=traffic, scratch=nbytes(args[0]) if copied else 0)
+    scratch = nbytes(args[0]) if copied else 0
+    if func is aten.pow.Scalar:  # the number that is raised becomes a tensor
+        scratch = outs[0].element_size()
+    return Plain(name=name, flops=flops, traffic=traffic, scratch=scratch)
 
 
 def _reduction(name: str, x: torch.Tensor, dims: Sequence[int] | None, flops: int, traffic: int) -> Reduction:

@@ -216,10 +216,12 @@ class _Hooks:
         if self._grouping.blocks:
             group = self._groups.get(path)
             return group if group is None or group.key not in self._turned else _doubled(group)
-        own = (*own, *self._tables.get(path, ()))
-        if not own and (path or not self._grouping.stream):
+        tables = self._tables.get(path, ())
+        lasts = bool(self._stream) and not self._grouping.disk and path in self.component.lasting
+        own, lasting = (own, tables) if lasts else ((*own, *tables), ())
+        if not own and not lasting and (path or not self._grouping.stream):
             return None
-        return _Group(path if self._stream else "", own, path, path, self._stream)
+        return _Group(path if self._stream else "", own, path, path, self._stream, lasting=lasting)
 
     def within(self, path: str, recording: int) -> bool:
         """Whether hooks sit in a module."""

@@ -1,4 +1,4 @@
-"""Groupable: the modules that diffusers' group offload takes together when it goes by blocks (0.42.1)."""
+"""Groupable: the modules that diffusers' group offload takes together when it goes by blocks, or alone (0.42.1)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def moves(part: Any) -> bool:
     """Whether diffusers' group offload moves this module."""
     registry = getattr(part, "_diffusers_hook", None)
     return registry is not None and registry.get_hook("group_offloading") is not None
+
+
+def is_leaf(part: Any) -> bool:
+    """Whether it is one of the layers by which diffusers' group offload goes when it goes by leaves."""
+    from diffusers.hooks._common import _GO_LC_SUPPORTED_PYTORCH_LAYERS
+
+    return isinstance(part, _GO_LC_SUPPORTED_PYTORCH_LAYERS)
 
 
 def stacks_of(root: Any) -> tuple[Stack, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from operator import is_
 
-from planner.program import PLACED, Call, Event, Program, Recording
+from planner.program import PLACED, Call, Event, Gone, Program, Recording
 from planner.rehearsal import Rehearsal
 
 Terms = tuple[int | None, bool]
@@ -52,14 +52,21 @@ def alike(one: Program, other: Program, reached: int) -> bool:
     if (one.family, one.variant.splits) != (other.family, other.variant.splits):
         return False
     mine, theirs = one.events[:reached], other.events[:reached]
-    return _same(mine, theirs) and all(
-        _same(a.events, b.events) for a, b in zip(_placed(one, mine), _placed(other, theirs), strict=True)
+    return (
+        _same(mine, theirs)
+        and _ends(one) == _ends(other)
+        and all(_same(a.events, b.events) for a, b in zip(_placed(one, mine), _placed(other, theirs), strict=True))
     )
 
 
 def _same(some: tuple[Event, ...], others: tuple[Event, ...]) -> bool:
     """As plain tuples, Free(0) and Run(0) are equal."""
     return some == others and all(map(is_, map(type, some), map(type, others)))
+
+
+def _ends(program: Program) -> set[int]:
+    """Which ends of what a call leaves are known: the others go with the denoiser's next call."""
+    return {event.place for event in program.events if type(event) is Gone}
 
 
 def _placed(program: Program, events: tuple[Event, ...]) -> list[Recording]:

@@ -231,11 +231,34 @@ class Again(NamedTuple):
     """The pipeline has returned and is called once more, as for the next part of a batch that is split."""
 
 
+class Gone(NamedTuple):
+    """A tensor that outlived the call before goes: schedulers let go of what they hold when their timesteps are set."""
+
+    place: int
+    """Which one, in the order in which they came to life."""
+
+
 MARKS = frozenset((Call, Enter, Exit, Cast, Again))
 """Kinds of events that are landmarks of a body, where a call names its module."""
 
 Event = (
-    Alloc | Free | Run | Call | Enter | Exit | Cast | Load | Drop | Empty | Fetch | Stay | Await | Join | Aside | Again
+    Alloc
+    | Free
+    | Run
+    | Call
+    | Enter
+    | Exit
+    | Cast
+    | Load
+    | Drop
+    | Empty
+    | Fetch
+    | Stay
+    | Await
+    | Join
+    | Aside
+    | Again
+    | Gone
 )
 
 
@@ -384,6 +407,9 @@ class Component:
     """What group offload by blocks makes of it; none where diffusers offloads it by no groups."""
     tables: tuple[Unit, ...] = ()
     """Modules with buffers of their own, and the places of those that are `anchored`; by leaves these go along."""
+    lasting: tuple[str, ...] = ()
+    """Those of them that are single layers: a stream by leaves brings their buffers from memory, and diffusers 0.42.1
+    never takes them back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

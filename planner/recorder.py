@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import count
 
 import torch
 
 from planner.packed import parts
-from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Kernel, Recording, Run
+from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Gone, Kernel, Recording, Run
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +52,9 @@ class Recorder:
         self._frames: list[Frame] = []
         self._watched: dict[int, tuple[int, weakref.ref[torch.UntypedStorage] | None]] = {}
         self._serial = 0
+        self.left: dict[int, int] = {}
+        """Serials of buffers that outlived the call before, with their place among them."""
+        self._gone: list[tuple[int, Gone]] = []
         self.on_host = False
         """Whether what is made now lies on the host."""
 
@@ -90,6 +93,28 @@ class Recorder:
             self.recordings.append(recording)
         return index
 
+    def outlived(self, done: Done, held: Iterable[torch.Tensor] = ()) -> None:
+        """From here on the pipeline is called again; note where in that call goes what the one before left.
+
+        What is `held` elsewhere does not.
+        """
+        staying = {self.serial_of(tensor.untyped_storage()) for tensor in held}
+        self.left = {serial: place for place, (_, serial) in enumerate(done.kept) if serial not in staying}
+        self._gone = []
+
+    def following(self, recording: Recording) -> Recording:
+        """A course with the ends of what an earlier call of it left, as they were in the call that is under way.
+
+        That call is dropped.  Where it did something else before, nobody knows those ends.
+        """
+        gone, self._gone, self.left = self._gone, [], {}
+        known = _renumbered(self.drop(), anew=False)[0]
+        events: list[Event] = list(recording.events)
+        for place, end in reversed(gone):
+            if known[:place] == recording.events[:place]:
+                events.insert(place, end)
+        return replace(recording, events=tuple(events))
+
     def drop(self) -> list[Event]:
         """End the innermost body and forget it; its events, for whoever wants to keep part of them."""
         return self._frames.pop().events
@@ -98,6 +123,7 @@ class Recorder:
         """Drop everything under way; storages still alive are no longer watched."""
         self._frames.clear()
         self._watched.clear()
+        self.left.clear()
 
     def serial_of(self, storage: torch.UntypedStorage) -> int:
         """Serial of a watched storage, -1 for weights and other outsiders."""
@@ -195,6 +221,9 @@ class Recorder:
             self._note_end(serial)
 
     def _note_end(self, serial: int) -> None:
+        if serial in self.left:
+            self._gone.append((len(self._frames[0].events), Gone(self.left.pop(serial))))
+            return
         self._frames[-1].events.append(Free(serial))
         for frame in reversed(self._frames):
             if serial in frame.born:

@@ -28,6 +28,7 @@ from planner.program import (
     Event,
     Fetch,
     Free,
+    Gone,
     Join,
     Load,
     Program,
@@ -195,7 +196,11 @@ class _Stage:
         self._temporaries: dict[int, tuple[int, ...]] = {}
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
-        """What an earlier call of the pipeline left: tables and latents that its scheduler holds."""
+        """What the call before left: tables and latents that the pipeline's scheduler holds."""
+        self._stayed: list[Block | None] = []
+        """What calls before that one left."""
+        self._going = {event.place for event in self.events if type(event) is Gone}
+        """Those whose ends the course has, by their place among what a call leaves."""
         self._handed: dict[str, list[Block | None]] = {}
         """Room of weights that goes from one body to another."""
         self._copies: list[Block | None] = []
@@ -223,10 +228,12 @@ class _Stage:
         return self.allocator.layout(), self.allocator.reserved, tuple(sorted(self._temporaries.items()))
 
     def turn(self, component: str) -> None:
-        """Another component is called.  Schedulers let go of an earlier call's tables before the denoiser is."""
+        """Another component is called.  The denoiser no longer meets what earlier calls left, where no end is known."""
         if component in self._denoisers:
-            self._release(self._outlived)
-            self._outlived = []
+            for place in {*range(len(self._outlived))} - self._going:
+                self._gone(place)
+            self._release(self._stayed)
+            self._stayed = []
         self.allocator.reset_peaks()
 
     def take(self, event: Event, scene: _Scene) -> None:
@@ -291,11 +298,19 @@ class _Stage:
                 self.allocator.empty_cache()
             case Join() | Aside():
                 self.allocator.settle()
+            case Gone(place) if place < len(self._outlived):
+                self._gone(place)
             case Again():
-                self._outlived += scene.buffers.values()
+                self._stayed += self._outlived
+                self._outlived = list(scene.buffers.values())
                 scene.buffers = {}
                 self._calls.clear()
                 self.allocator.settle()
+
+    def _gone(self, place: int) -> None:
+        """Of what an earlier call left."""
+        self.allocator.free(self._outlived[place])
+        self._outlived[place] = None
 
     def _call(self, recording: int, kept: tuple[tuple[int, int], ...], scene: _Scene) -> None:
         if scene is self.course and self._usual(recording):

@@ -36,6 +36,10 @@ class Memory:
     outputs: Any
 
 
+class Over(BaseException):
+    """Leaves a pipeline's call of which no more is to be seen; no error, so that no pipeline takes it for one."""
+
+
 class Replay:
     """Wraps the methods of ghosts.  One instance remembers across all programs of a pipeline."""
 
@@ -49,6 +53,8 @@ class Replay:
         """Arguments of the component calls under way, as shapes, and the dtypes of an autoencoder then."""
         self.resting: dict[int, tuple[int, ...]] = {}
         """Bytes of the weights of modules that are cast only while they run, by their ids."""
+        self.over: Callable[[str], bool] = lambda _: False
+        """Whether no more of the pipeline's call is to be seen as a component is called."""
 
     def forget_fingerprints(self) -> None:
         """After modules changed (dtype, flags, layout)."""
@@ -122,6 +128,8 @@ class Replay:
         if self._recorder.depth == 0:
             return real(*args, **kwargs)
         if self._recorder.depth == 1:
+            if self.over(module):
+                raise Over
             dtypes = tuple(tensor.dtype for tensor in held(owner)) if hasattr(owner, "decode") else ()
             self.asked.setdefault(module, []).append((*self._shapes(args, kwargs), dtypes))
         key = self._key(owner, name, args, kwargs)

@@ -75,11 +75,11 @@ class _Writer:
 
     def write(self, events: tuple[Event, ...], name: Callable[[int], int]) -> None:
         """Append events; `name` says how the buffers of these are numbered here."""
-        held: list[int] | None = None
+        early: list[int | None] | None = None
         for event, following in zip_longest(events, islice(events, 1, None)):
             if isinstance(event, Alloc):
                 if isinstance(following, Run):
-                    held = self._early(following.kernel)
+                    early = self._early(following.kernel)
                 if event.size:
                     self.steps.append((name(event.buffer), event.size))
                 else:
@@ -87,51 +87,52 @@ class _Writer:
             elif isinstance(event, Free):
                 self.steps.append((name(event.buffer), 0))
             elif isinstance(event, Run):
-                self._run(event, held)
-                held = None
+                self._run(event, early)
+                early = None
             elif isinstance(event, Call):
                 self._call(event, name)
             else:
                 self._other(event)
 
-    def _early(self, index: int) -> list[int] | None:
+    def _early(self, index: int) -> list[int | None] | None:
         """What a kernel asks for before the room of its result, as convolutions and some attentions do."""
         kernel = self._program.kernels[index]
         if isinstance(kernel, Conv):
             self._other(Begin(index))
             return []
-        return self._work(index) if late(kernel, self._device) else None
+        before, _ = late(kernel, self._device)
+        return self._work([], temporaries(kernel, self._device)[:before]) if before else None
 
-    def _run(self, run: Run, held: list[int] | None) -> None:
+    def _run(self, run: Run, early: list[int | None] | None) -> None:
         kernel = self._program.kernels[run.kernel]
         self._launch(kernel)
         if isinstance(kernel, Conv):
-            if held is None:  # its result is not new, or not the body's own
+            if early is None:  # its result is not new, or not the body's own
                 self._other(Begin(run.kernel))
             self._other(run)
             return
-        for number in self._work(run.kernel) if held is None else held:
-            self.steps.append((number, 0))
+        before = 0 if early is None else late(kernel, self._device)[0]
+        for number in self._work(early or [], temporaries(kernel, self._device)[before:]):
+            if number is not None:
+                self.steps.append((number, 0))
 
     def _launch(self, kernel: Kernel) -> None:
         if not (isinstance(kernel, Plain) and kernel.name in VIEWS):
             self.steps.append((int(isinstance(kernel, Matmul)), LAUNCH))
 
-    def _work(self, index: int) -> list[int]:
-        """A kernel's requests, made and given back; the buffers that its end gives back."""
-        held: list[int] = []
-        gone: set[int] = set()
-        for size in temporaries(self._program.kernels[index], self._device):
-            if size < 0:
-                gone.add(held[~size])
-                self.steps.append((held[~size], 0))
-                continue
-            held.append(self._fresh())
-            if size:
-                self.steps.append((held[-1], size))
-            else:
-                gone.add(held[-1])
-        return [number for number in held if number not in gone]
+    def _work(self, held: list[int | None], sizes: tuple[int, ...]) -> list[int | None]:
+        """Requests of a kernel, made and given back beside those it holds; all that its end gives back."""
+        for size in sizes:
+            if size > 0:
+                self._spare -= 1
+                self.steps.append((self._spare, size))
+                held.append(self._spare)
+            elif size == 0:
+                held.append(None)
+            elif (number := held[~size]) is not None:
+                self.steps.append((number, 0))
+                held[~size] = None
+        return held
 
     def _call(self, call: Call, name: Callable[[int], int]) -> None:
         """A call; short bodies that move no weights are written out."""
@@ -141,12 +142,15 @@ class _Writer:
             self._other(call._replace(kept=kept))
             return
         names = {inner: name(buffer) for inner, buffer in call.kept}
-        self.write(body, lambda number: names[number] if number in names else names.setdefault(number, self._fresh()))
+
+        def inside(number: int) -> int:
+            if number not in names:
+                self._spare -= 1
+                names[number] = self._spare
+            return names[number]
+
+        self.write(body, inside)
 
     def _other(self, event: Event | Begin) -> None:
         self.steps.append((len(self.others), OTHER))
         self.others.append(event)
-
-    def _fresh(self) -> int:
-        self._spare -= 1
-        return self._spare

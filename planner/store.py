@@ -16,13 +16,13 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 26
+FORMAT = 27
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
 """What quantizes, where it is installed."""
 KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention, p.Reduction)
-EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast)
+EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Gone)
 """Those of a recording; placement, which is not stored, adds the others."""
 
 TABLES = ("kernels", "recordings", "family", "placed")
@@ -142,7 +142,7 @@ def _event(row: list[Any]) -> Event:
 
 
 def _component(data: dict[str, Any]) -> Component:
-    sizes = {name: tuple(data[name]) for name in ("weights", "anchored")}
+    sizes = {name: tuple(data[name]) for name in ("weights", "anchored", "lasting")}
     units = {name: tuple(map(_unit, data[name])) for name in ("units", "tables")}
     stacks = tuple(_stack(*stack) for stack in data["stacks"])
     return Component(**data | sizes | units | {"traits": frozenset(data["traits"]), "stacks": stacks})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
 from planner.ghost import Ghost
-from planner.groupable import stacks_of
+from planner.groupable import is_leaf, stacks_of
 from planner.metas import tensors
 from planner.packed import clings, packs
 from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
-from planner.recorder import Recorder
-from planner.replay import Replay, anchored_buffers
+from planner.recorder import Done, Recorder
+from planner.replay import Over, Replay, anchored_buffers
 from planner.signature import Shape, made_anew, mapped
 from planner.streamable import held, units_of
 
@@ -35,6 +35,8 @@ MIXING = (".pag.", ".deprecated.")
 """Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
 MASKS = ("prepare_causal_attention_mask",)
 """Methods that write a mask of every pixel of a video against every other, row by row."""
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""Names of components that are called at every step."""
 REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, LookupError)
 """What pipelines and models raise for a request they cannot take."""
 
@@ -115,25 +117,28 @@ class Tracer:
         self._replay.asked = {}
         self._replay.resting.clear()
         components = tuple(self._component(name, module) for name, module in self._ghost.modules())
-        arguments = call_arguments(self._ghost.pipe, request, variant)
+        arguments, others = (call_arguments(self._ghost.pipe, request, variant) for _ in range(2))
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
         with self._recorded(type(self._ghost.pipe).__name__):
             recorder.allocated(tensors([arguments.get(name) for name in EMBEDDED]))
             out = self._ghost.pipe(**arguments)
             done = recorder.leave()
+            self._asked[request, variant], self._replay.asked = self._replay.asked, {}
+            assert done.recording is not None, "the outermost body has no caller to be written into"
+            course = done.recording
+            if done.kept and not variant.remembers:
+                course = self._followed(done, out, arguments, others)
         del out
-        self._asked[request, variant] = self._replay.asked
-        assert done.recording is not None, "the outermost body has no caller to be written into"
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
             variant=variant,
-            components=tuple(replace(c, rows=self._rows(c.name)) for c in components),
+            components=tuple(replace(c, rows=_most_rows(self._asked[request, variant], c.name)) for c in components),
             chain=tuple((getattr(self._ghost.pipe, "model_cpu_offload_seq", None) or "").split("->")),
             excluded=frozenset(getattr(self._ghost.pipe, "_exclude_from_cpu_offload", ())),
             kernels=tuple(recorder.kernels),
             recordings=tuple(recorder.recordings),
-            course=done.recording,
+            course=course,
             family=self._family,
         )
 
@@ -141,11 +146,25 @@ class Tracer:
         made = component_of(name, module, self._ghost.pipe)
         return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
 
-    def _rows(self, component: str) -> int:
-        """Rows of the largest batch the component was just called with."""
-        asked = self._replay.asked.items()
-        calls = (call for name, calls in asked if name.partition(".")[0] == component for call in calls)
-        return max((_rows(sample_of(args, kwargs)) for args, kwargs, _ in calls if args is not None), default=0)
+    def _followed(self, done: Done, out: Any, arguments: dict[str, Any], others: dict[str, Any]) -> int:
+        """The course of a call with the ends of what an earlier one leaves: the pipeline is called again to see them.
+
+        Its modules do what they did, so that only its own code runs, and that only until nothing is left.  Whoever
+        calls holds the result `out` still, but not what was handed in.
+        """
+        recorder = self._recorder
+        recorder.enter("", type(self._ghost.pipe).__name__)
+        recorder.outlived(done, tensors(out))
+        arguments.clear()
+        recorder.allocated(tensors([others.get(name) for name in EMBEDDED]))
+        self._replay.over = lambda module: module in DENOISERS and not recorder.left
+        try:
+            with suppress(Over):
+                self._ghost.pipe(**others)
+        finally:
+            self._replay.over = lambda _: False
+        assert done.recording is not None
+        return recorder.keep(recorder.following(recorder.recordings[done.recording]))
 
     @contextmanager
     def _recorded(self, name: str) -> Iterator[None]:
@@ -199,6 +218,12 @@ class Tracer:
         self._recorder.ignore((*part.parameters(), *part.buffers()))
         if self._recorder.depth:
             self._recorder.cast(component, weights_of(module))
+
+
+def _most_rows(asked: Mapping[str, Iterable[tuple[Any, Any, object]]], component: str) -> int:
+    """Rows of the largest batch a component was called with."""
+    calls = (call for name, calls in asked.items() if name.partition(".")[0] == component for call in calls)
+    return max((_rows(sample_of(args, kwargs)) for args, kwargs, _ in calls if args is not None), default=0)
 
 
 def _rows(sample: Any) -> int:
@@ -276,13 +301,14 @@ def component_of(name: str, module: torch.nn.Module, pipe: Any) -> Component:
         units=() if is_autoencoder(module) else tuple(Unit(unit.paths, unit.places) for unit in units_of(module)),
         stacks=stacks_of(module),
         tables=tuple(Unit((path,), tuple(places[id(tensor)] for tensor in own)) for path, own in tables.items()),
+        lasting=tuple(path for path in tables if is_leaf(module.get_submodule(path))),
     )  # fmt: skip
 
 
 def _traits(name: str, module: torch.nn.Module) -> tuple[tuple[str, bool], ...]:
     ranks = {p.dim() for p in module.parameters()}
     return (
-        ("denoiser", name in ("unet", "transformer", "transformer_2", "prior", "decoder")),
+        ("denoiser", name in DENOISERS),
         ("autoencoder", is_autoencoder(module)),
         ("text_encoder", name.startswith("text_encoder")),
         ("tiling", hasattr(module, "enable_tiling") and hasattr(module, "use_tiling")),

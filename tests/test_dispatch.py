@@ -68,6 +68,13 @@ def test_nearest_copies_what_lies_otherwise_and_not_channels_last() -> None:
         assert the(Plain, call).scratch == copied
 
 
+def test_a_number_that_is_raised_becomes_a_tensor() -> None:
+    """Frequencies of positions are powers of 10000; the other way round the number stays one."""
+    angles = ghost(45, dtype=torch.float64)
+    assert the(Plain, lambda: 10000**angles).scratch == 8
+    assert the(Plain, lambda: angles**2).scratch == 0
+
+
 CARD = torch.device("cpu")
 """Ghosts lie on the CPU, and pipelines name the card by their device."""
 

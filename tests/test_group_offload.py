@@ -357,6 +357,25 @@ def test_by_leaves_tables_travel_with_their_module(grouping: Grouping) -> None:
     assert story[2:8] == [comes, comes, "Drop", comes, "Drop", "Drop"], "around its layers"
 
 
+def test_by_leaves_a_layers_tables_stay_after_a_stream_until_they_are_brought_anew() -> None:
+    """As with blocks: of Gemma 2's embedding a scale stays (ModuleGroup._offload_to_memory)."""
+    program, tables = denoiser(steps=2), (Unit(("blocks.0",), (5,)), Unit(("blocks.1.up",), (6,)))
+    unet = replace(
+        program.components[0], weights=(*WEIGHTS, 7, 70), anchored=(7, 70), tables=tables, lasting=("blocks.1.up",)
+    )
+    program = replace(program, components=(unet,))
+
+    def of_tables(grouping: Grouping) -> list[list[tuple[str, int]]]:
+        course = group_offload(program, grouping, ("unet",))
+        found = ([entry for entry in call if "tables" in entry[1]] for call in passes(course))
+        return [[(event, size) for event, _, size in call] for call in found]
+
+    first, later = of_tables(LEAVES_AHEAD)
+    assert first == [("Fetch", 70), ("Drop", 0)], "handed over"
+    assert later == [("Fetch", 70), ("Drop", 0), ("Drop", 0)], "it stays when the call begins"
+    assert of_tables(replace(LEAVES_AHEAD, disk=True)) == of_tables(LEAF) == [[], []]
+
+
 def test_of_several_calls_those_count_that_know_the_order() -> None:
     """A text encoder runs once a call, so only from the second call on are two of its blocks there together."""
     once = denoiser(steps=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Matmul, Plain, Run
+from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Gone, Matmul, Plain, Run
 from planner.recorder import Recorder
 
 ADD, MUL = Plain("add", 1, 2), Plain("mul", 1, 2)
@@ -200,6 +200,42 @@ def test_what_outlived_an_earlier_recording_is_forgotten() -> None:
     assert recorder.serial_of(old.untyped_storage()) == -1
     del old
     assert ended(recorder) == []
+
+
+def test_a_course_has_the_ends_of_what_a_call_of_it_leaves() -> None:
+    def call() -> list[torch.Tensor]:
+        table = born(recorder, 10)
+        kept["table"] = table
+        latents, passing = born(recorder, 20), born(recorder, 30)
+        recorder.ran(ADD)
+        kept["latents"] = latents
+        return [passing]
+
+    kept: dict[str, torch.Tensor] = {}
+    recorder = begun()
+    call()
+    done = recorder.leave()
+    recorder.enter("", "Pipeline")
+    recorder.outlived(done)
+    assert recorder.left
+    call()
+    assert not recorder.left
+    assert told(*recorder.following(recorder.recordings[done.recording or 0]).events) == told(
+        Alloc(0, 10), Gone(0), Alloc(1, 20), Alloc(2, 30), Run(0), Gone(1), Free(2)
+    )
+
+
+def test_ends_are_known_only_as_far_as_a_call_does_what_the_one_before_did() -> None:
+    recorder = begun()
+    kept = [born(recorder, 10), born(recorder, 20)]
+    done = recorder.leave()
+    recorder.enter("", "Pipeline")
+    recorder.outlived(done)
+    kept[0] = born(recorder, 10)
+    kept[1] = born(recorder, 40)
+    assert told(*recorder.following(recorder.recordings[done.recording or 0]).events) == told(
+        Alloc(0, 10), Gone(0), Alloc(1, 20)
+    )
 
 
 def test_a_cast_is_noted_where_it_happens() -> None:

@@ -25,7 +25,9 @@ from planner.program import (
     Conv,
     Drop,
     Empty,
+    Event,
     Free,
+    Gone,
     Load,
     Matmul,
     Plain,
@@ -345,6 +347,21 @@ def test_under_a_cap_the_next_call_has_to_run_too() -> None:
     assert rehearse(one.repeated(2), device(), capacity=60 * MiB).failed == "text_encoder"
     roomy = rehearse(one.repeated(2), device(), capacity=90 * MiB)
     assert (roomy.failed, roomy.allocated, roomy.reserved, roomy.enough) == ("", 40 * MiB, 40 * MiB, 80 * MiB)
+
+
+def test_what_a_call_leaves_goes_where_the_next_one_lets_go_of_it() -> None:
+    """24 MiB that the denoiser leaves lie in the segment of 40 that encoding and decoding ask for, too."""
+
+    def enough(*events: Event) -> int:
+        program = course(*events, bodies=(work, keeps), components=(text_encoder(), unet())).repeated(2)
+        return rehearse(program, device(), capacity=200 * MiB).enough // MiB
+
+    work, keeps = body(Alloc(0, 40 * MiB), Free(0)), body(Alloc(0, 24 * MiB))
+    encoded, denoised, decoded = Call(0, "text_encoder", ()), Call(1, "unet", ((0, 0),)), Call(0, "vae", ())
+    assert enough(Gone(0), encoded, denoised) == 40
+    assert enough(encoded, Gone(0), denoised) == enough(encoded, denoised) == 80
+    assert enough(Gone(0), encoded, denoised, decoded) == enough(encoded, Gone(0), denoised, decoded) == 80
+    assert enough(encoded, denoised, decoded, Gone(0)) == 120
 
 
 def test_after_a_call_that_was_short_the_next_begins_with_an_emptied_cache() -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from techniques import programs
 
 from planner import store
-from planner.program import Setting, Variant
+from planner.program import Gone, Setting, Unit, Variant
 
 
 def test_programs_come_back_as_they_were(tmp_path: Path) -> None:
     variant = Variant(channels_last=frozenset({"vae"}), tile=512, settings=(Setting("micro_batch", 2, "denoiser"),))
     plain = programs.program(programs.unet(rows=2), programs.vae(), unet=(programs.attention(),))
+    unet, vae = plain.components
+    lasting = replace(unet, tables=(Unit(("embed",), (0,)),), lasting=("embed",))
+    plain = replace(plain, components=(lasting, vae)).with_course((Gone(0), *plain.events))
     several = (plain, replace(plain, variant=variant))
     store.save(tmp_path, "key", several)
     again = store.load(tmp_path, "key")

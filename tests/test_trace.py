@@ -22,7 +22,21 @@ from planner.cost import Cost
 from planner.errors import TraceFailed
 from planner.ghost import Ghost, ghost_of, haunted
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import Alloc, Call, Cast, Enter, Event, Free, Plain, Program, Recording, Run, Setting, Variant
+from planner.program import (
+    Alloc,
+    Call,
+    Cast,
+    Enter,
+    Event,
+    Free,
+    Gone,
+    Plain,
+    Program,
+    Recording,
+    Run,
+    Setting,
+    Variant,
+)
 from planner.rehearsal import rehearse
 from planner.request import Request
 from planner.settings import Settings
@@ -132,6 +146,19 @@ def test_programs_are_sound(name: str, tmp_path: Path) -> None:
         placed = resident(program)
         moments = read(placed, device(), held=CUBLAS).moments
         assert [(n, peak) for n, peak, _ in phases(placed)] == [(n, max(map(sum, m))) for n, m in moments.items()]
+
+
+def test_a_course_has_the_ends_of_what_it_leaves(name: str, tmp_path: Path) -> None:
+    """Schedulers let go of an earlier call's tables and latents as timesteps are set: before there are new latents."""
+    program = tracer(made(name, tmp_path)).trace(asked(name), Variant())
+    events = program.events
+    denoised = [n for n, event in enumerate(events) if isinstance(event, Call) and event.module == DENOISERS[name]]
+    left = sum(isinstance(e, Alloc) for e in events) + sum(len(e.kept) for e in events if isinstance(e, Call))
+    left -= sum(isinstance(event, Free) for event in events)
+    ends = {event.place: n for n, event in enumerate(events) if isinstance(event, Gone)}
+    assert left
+    assert sorted(ends) == list(range(left))
+    assert sum(n < denoised[0] for n in ends.values()) >= left - 1  # a timestep may be held until it is replaced
 
 
 def assert_sound(program: Program, index: int, recording: Recording) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from planner.group_offload import Grouping
-from planner.groupable import stacks_of
+from planner.groupable import moves, stacks_of
 from planner.streamable import held
 from planner.techniques.group import offload
+from planner.trace import component_of
 
 
 def groups(module: torch.nn.Module) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -70,6 +71,23 @@ def test_buffers_of_blocks_are_not_put_back_after_a_stream(sd: Any) -> None:
     group.stream = None
     undo()
     assert kept == [(3,)]
+
+
+def test_buffers_of_single_layers_are_not_put_back_either(sd: Any) -> None:
+    """By leaves; those of other modules are, in diffusers' own words: only `ModuleGroup.buffers` are."""
+    net = sd.unet
+    net.conv_in.register_buffer("table", torch.ones(3))
+    net.down_blocks[0].register_buffer("table", torch.ones(5))
+    foreseen = component_of("unet", net, sd).lasting
+    undo = offload(sd, Grouping(blocks=0), (), "cpu")
+    held_by = {
+        name: [tuple(b.shape) for b in part._diffusers_hook.get_hook("group_offloading").group.buffers]
+        for name, part in net.named_modules()
+        if moves(part) and list(part.buffers(recurse=False))
+    }
+    undo()
+    assert foreseen == ("conv_in",)
+    assert held_by == {"conv_in": [], "down_blocks.0": [(5,)]}
 
 
 def test_a_childs_buffers_are_two_tensors_from_the_second_turn_on(sd: Any) -> None:

@@ -41,6 +41,7 @@ CALLS = {
     "group norm without weights": "functional.group_norm, given(2, 64, 16, 16), 32",
     "group norm of one pixel": "functional.group_norm, given(2, 64, 1, 1), 32, weight(64), weight(64)",
     "group norm in single precision": "functional.group_norm, given(2, 64, 9, dtype=torch.float32), 32",
+    "a number to powers": "torch.pow, 10000, given(45, dtype=torch.float64)",
     "layer norm of what lies otherwise": f"functional.layer_norm, {CROSS}, (64,), weight(64), weight(64)",
 }
 
