@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 
 from planner.program import (
     Again,
@@ -34,7 +34,8 @@ def resident(program: Program) -> Program:
 class _Lent:
     """What a component takes out of lists it was handed, where a hook hands it copies of them (`send_to_device`).
 
-    The lists themselves stay with the hook until the component returns, and so do the tensors in them.
+    The lists themselves, and the tensors in them, stay with the pipeline until it has made those of the component's
+    next call, and the last of them until it returns.
     """
 
     def __init__(self, events: Iterable[Event], names: Container[str], *, remembering: bool) -> None:
@@ -42,8 +43,8 @@ class _Lent:
         self._fresh = count(1 + max(map(_last, self._events), default=0))
         self._born: set[int] = set()
         """Buffers of the component that is under way."""
-        self._late: list[int] = []
-        """Buffers of its caller that it let go."""
+        self._late: dict[str, list[int]] = {}
+        """Buffers of its caller that a component let go."""
         self._makers: dict[int, str] = {}
         """The component whose call left a buffer."""
         self._here = ""
@@ -52,26 +53,45 @@ class _Lent:
         """Buffers whose number is not free yet."""
 
     def events(self) -> Iterator[Event]:
-        """The course with those tensors freed when the component has returned."""
+        """The course with those tensors freed where their lists end."""
         depth, inside = 0, False
         for event in self._events:
             if isinstance(event, Enter):
                 self._here = self._here if depth else event.module.partition(".")[0]
                 inside = inside if depth else self._here in self._names
+                if not depth:
+                    yield from map(Free, self._late.pop(self._here, ()))
                 depth += 1
+            if isinstance(event, Again):
+                yield from self._ended()
+                self._renamed = {}
             self._note(event)
-            yield from self._lent(event) if inside else (self._own(event),)
+            yield from self._lent(event) if inside else self._others(event)
             if isinstance(event, Exit):
                 depth -= 1
                 if not depth:
-                    yield from map(Free, self._late)
-                    inside, self._here, self._born, self._late = False, "", set(), []
+                    inside, self._here, self._born = False, "", set()
+        yield from self._ended()
+
+    def _ended(self) -> Iterator[Event]:
+        """What all lists still held, when the pipeline returns."""
+        held, self._late = chain(*self._late.values()), {}
+        yield from map(Free, held)
 
     def _lent(self, event: Event) -> Iterator[Event]:
         match event:
             case Free(buffer) if buffer not in self._born and not self._is_own(buffer):
-                self._late.append(self._renamed.pop(buffer, buffer))
+                self._late.setdefault(self._here, []).append(self._renamed.pop(buffer, buffer))
                 return
+            case Alloc(buffer):
+                self._born.add(buffer)
+            case Call(_, _, kept):
+                self._born.update(buffer for _, buffer in kept)
+        yield from self._others(event)
+
+    def _others(self, event: Event) -> Iterator[Event]:
+        """The event under numbers that are free."""
+        match event:
             case Alloc(buffer):
                 self._begin(buffer)
             case Call(_, _, kept):
@@ -92,8 +112,7 @@ class _Lent:
                 self._makers |= {buffer: maker for _, buffer in kept}
 
     def _begin(self, buffer: int) -> None:
-        self._born.add(buffer)
-        if buffer in self._late:
+        if any(buffer in held for held in self._late.values()):
             self._renamed[buffer] = next(self._fresh)
 
     def _own(self, event: Event) -> Event:
