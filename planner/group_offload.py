@@ -68,9 +68,12 @@ def groupable(program: Program, name: str, grouping: Grouping) -> bool:
     """Whether the component runs under these hooks.
 
     diffusers loses weights that are cast while copies in pinned memory wait, and by blocks it never loads what an
-    autoencoder has beside its lists, for `decode` is no `forward`, nor blocks that are lists themselves.
+    autoencoder has beside its lists, for `decode` is no `forward`, nor blocks that are lists themselves.  For
+    blocks that a cache passes over it brings weights in vain, which no recorded body tells.
     """
     component = program.component(name)
+    if program.variant.passes_blocks and "denoiser" in component.traits:
+        return False
     events = tuple(program.landmarks)
     if not component.stacks or (grouping.stream and any(isinstance(e, Cast) and e.component == name for e in events)):
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.weight_norm import WeightNorm
 
 from planner.arguments import EMBEDDED, call_arguments, decodes_in_chunks
-from planner.cached import takes_first_block, takes_pyramid
+from planner.cached import ONCE, caches_of
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
@@ -128,7 +128,7 @@ class Tracer:
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
             variant=variant,
-            components=tuple(replace(c, rows=self._rows(c.name)) for c in components),
+            components=self._called(components),
             chain=tuple((getattr(self._ghost.pipe, "model_cpu_offload_seq", None) or "").split("->")),
             excluded=frozenset(getattr(self._ghost.pipe, "_exclude_from_cpu_offload", ())),
             kernels=tuple(recorder.kernels),
@@ -140,6 +140,16 @@ class Tracer:
     def _component(self, name: str, module: torch.nn.Module) -> Component:
         made = component_of(name, module, self._ghost.pipe)
         return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
+
+    def _called(self, components: Sequence[Component]) -> tuple[Component, ...]:
+        """What the call that just ended tells of them: their rows, and whether the denoisers ran once for each step."""
+        denoisers = {component.name for component in components if "denoiser" in component.traits}
+        calls = sum(len(calls) for name, calls in self._replay.asked.items() if name in denoisers)
+        once = {ONCE} if 0 < calls == getattr(self._ghost.pipe, "num_timesteps", 0) else set()
+        return tuple(
+            replace(c, rows=self._rows(c.name), traits=c.traits | once if c.name in denoisers else c.traits)
+            for c in components
+        )
 
     def _rows(self, component: str) -> int:
         """Rows of the largest batch the component was just called with."""
@@ -331,8 +341,7 @@ def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ..
     return (
         ("rows_apart", _keeps_rows_apart(module, pipe)),
         ("decode_chunks", is_autoencoder(module) and decodes_in_chunks(pipe)),
-        ("first_block", takes_first_block(pipe, module)),
-        ("pyramid", takes_pyramid(pipe, module)),
+        *caches_of(pipe, module),
     )
 
 

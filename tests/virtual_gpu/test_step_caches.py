@@ -25,11 +25,29 @@ SIZES: dict[str, dict[str, Any]] = {
     "wan2.1-t2v-1.3b": {"height": 480, "width": 832, "frames": 17, "steps": 2},
     "cogvideox-2b": {"height": 480, "width": 720, "frames": 17, "steps": 4},
     "qwen-image": {"height": 1024, "width": 1024, "steps": 4},
+    "mochi": {"height": 480, "width": 848, "frames": 19, "steps": 5},
+    "ltx-video-0.9.0": {"height": 512, "width": 704, "frames": 33, "steps": 5},
+    "hunyuanvideo": {"height": 320, "width": 512, "frames": 17, "steps": 5},
+    "latte": {"height": 512, "width": 512, "frames": 16, "steps": 4},
 }
 """Wan's scheduler solves equations from the third step on, which the virtual GPU cannot."""
 FIRST, PYRAMID = "first_block:0.08", "pyramid:2/4/6"
+ATTENTION, HALVES, TAYLOR, LITE, MAG = "faster:2", "faster:2/5", "taylorseer:5", "taylorseer_lite:5", "mag:0.06-4"
 CASES = (
-    *((model, value, "resident") for model in SIZES for value in (FIRST, PYRAMID)),
+    *((model, value, "resident") for model in list(SIZES)[:4] for value in (FIRST, PYRAMID)),
+    *(("flux1-dev", value, "resident") for value in (ATTENTION, TAYLOR, LITE, MAG)),
+    *(("cogvideox-2b", value, "resident") for value in (ATTENTION, HALVES, LITE)),
+    *((model, HALVES, "resident") for model in ("mochi", "latte")),
+    *(("qwen-image", value, "resident") for value in (TAYLOR, LITE)),
+    *(("ltx-video-0.9.0", value, "resident") for value in (ATTENTION, LITE)),
+    *(("hunyuanvideo", value, "resident") for value in (ATTENTION, TAYLOR)),
+    ("flux1-dev", ATTENTION, "group_leaf_stream"),
+    ("flux1-dev", TAYLOR, "group_block_stream"),
+    ("flux1-dev", TAYLOR, "group_leaf"),
+    ("flux1-dev", MAG, "sequential"),
+    ("flux1-dev", LITE, "model"),
+    ("cogvideox-2b", HALVES, "group_block"),
+    ("ltx-video-0.9.0", LITE, "sequential"),
     ("flux1-dev", FIRST, "group_block_stream"),
     ("flux1-dev", FIRST, "model"),
     ("flux1-dev", PYRAMID, "group_leaf"),
