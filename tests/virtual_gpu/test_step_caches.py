@@ -46,7 +46,7 @@ CASES = (
     ("flux1-dev", TAYLOR, "group_leaf"),
     ("flux1-dev", MAG, "sequential"),
     ("flux1-dev", LITE, "model"),
-    ("cogvideox-2b", HALVES, "group_block"),
+    ("cogvideox-2b", HALVES, "group_leaf"),
     ("ltx-video-0.9.0", LITE, "sequential"),
     ("flux1-dev", FIRST, "group_block_stream"),
     ("flux1-dev", FIRST, "model"),
