@@ -149,6 +149,21 @@ def test_the_plain_code(value: str, config: str, given: str) -> None:
     assert last == f"pipe.transformer.enable_cache({config}Config({given}))"
 
 
+@pytest.mark.parametrize("value", [*VALUES, "faster:2", "taylorseer:5", "taylorseer_lite:5/2", "mag:0.06-1"])
+def test_the_plain_code_does_the_same(value: str, flux: Any) -> None:
+    def told() -> dict[str, Any]:
+        config = flux.transformer._cache_config
+        facts = {name: fact for name, fact in vars(config).items() if not callable(fact)}
+        return {name: fact.tolist() if isinstance(fact, torch.Tensor) else fact for name, fact in facts.items()}
+
+    undo = CACHE.apply(flux, option(value))
+    ours = told()
+    undo()
+    (offered,) = CACHE.options(dit(*KINDS, "once_a_step"), programs.device(), asked(f"step_cache={value}"))
+    exec("\n".join(offered.calls), {"pipe": flux})
+    assert told() == ours
+
+
 @pytest.mark.parametrize(
     "value",
     [
