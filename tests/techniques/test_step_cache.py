@@ -277,16 +277,25 @@ def test_what_is_left_out_is_what_a_run_leaves_out(
     assert without - under == left_out
 
 
-def test_weights_of_blocks_that_are_passed_over_do_not_travel(flux: Any) -> None:
-    flux.tokenizer_2 = flux.tokenizer
-    for value, travels in (("mag:0.06-4", False), ("taylorseer_lite:5", False), ("taylorseer:5", True)):
-        program = recorded(flux, Setting("step_cache", value, "call"))
-        placements = Placement(device="cpu").options(program, programs.device(), asked())
-        assert any(str(option.value).startswith("group") for option in placements) == travels
-        assert "model" in [option.value for option in placements]
-        assert not any(
-            option.component == "transformer" for option in Streaming().options(program, programs.device(), asked())
-        )
+@pytest.mark.parametrize(
+    ("name", "value", "groups"),
+    [
+        ("flux", "mag:0.06-4", {"group_leaf", "group_leaf_stream"}),
+        ("flux", "taylorseer_lite:5", {"group_leaf", "group_leaf_stream"}),
+        ("flux", "taylorseer:5", {"group_block", "group_block_stream", "group_leaf", "group_leaf_stream"}),
+        ("wan", "taylorseer_lite:5", set()),
+    ],
+)
+def test_what_a_block_that_is_passed_over_holds_does_not_travel(
+    name: str, value: str, groups: set[str], tmp_path: Path
+) -> None:
+    pipe, card, request = tiny.MAKERS[name](tmp_path), programs.device(), asked()
+    pipe.tokenizer = pipe.tokenizer_2 = tiny.tokenizer(tmp_path / "words")
+    program = recorded(pipe, Setting("step_cache", value, "call"))
+    placements = {str(option.value) for option in Placement(device="cpu").options(program, card, request)}
+    assert "model" in placements
+    assert {value.partition("-")[0] for value in placements if value.startswith("group")} == groups
+    assert all(option.component != "transformer" for option in Streaming().options(program, card, request))
 
 
 def runs(program: Program, recording: int) -> Iterator[int]:

@@ -45,6 +45,8 @@ CASES = (
     ("flux1-dev", TAYLOR, "group_block_stream"),
     ("flux1-dev", TAYLOR, "group_leaf"),
     ("flux1-dev", MAG, "sequential"),
+    ("flux1-dev", MAG, "group_leaf"),
+    ("flux1-dev", LITE, "group_leaf_stream"),
     ("flux1-dev", LITE, "model"),
     ("cogvideox-2b", HALVES, "group_leaf"),
     ("ltx-video-0.9.0", LITE, "sequential"),
@@ -140,7 +142,7 @@ def planned(model: str, call: dict[str, Any], plan: str) -> dict[str, Any]:
     return {**peaks.whole, "left": before.difference(snapshot(pipe))[:3]}
 
 
-@pytest.mark.parametrize("value", [FIRST, PYRAMID])
+@pytest.mark.parametrize("value", [FIRST, PYRAMID, TAYLOR, LITE])
 def test_a_plan_that_moves_weights_holds_with_a_cache(vgpu: Server, cache: Path, value: str) -> None:
     size = SIZES["flux1-dev"]
     plan = planner.plan(
