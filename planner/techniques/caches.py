@@ -93,8 +93,8 @@ class Cache:
         if name in ABSENT:
             raise BadRequest(f"step_cache={value} cannot be had: {ABSENT[name]}; choose one of {', '.join(KINDS)}.")
         figures, dash, passes = rest.partition("-")
-        kind = KINDS.get(name)
-        if kind is None or not re.fullmatch(kind.figures, figures) or bool(dash) != passes.isdecimal():
+        kind, counted = KINDS.get(name), name == "mag" and passes.isdecimal()
+        if kind is None or not re.fullmatch(kind.figures, figures) or bool(dash) != counted:
             forms = [f"{name}:{kind.example}" for name, kind in KINDS.items()]
             raise BadRequest(
                 f"{value!r} is none of {len(KINDS)} step caches; write {', '.join(forms[:-1])} or {forms[-1]}."
@@ -124,7 +124,11 @@ class Cache:
         figures = (float(text) if "." in text else int(text) for text in self.figures)
         given = dict(zip(self.kind.named, figures, strict=False)) | dict(self.kind.fixed)
         if self.name == "faster":
-            given |= {"tensor_format": HALVES[denoiser]} if self.leaves_out_halves else {"is_guidance_distilled": True}
+            given |= (
+                {"tensor_format": HALVES.get(denoiser, "")}
+                if self.leaves_out_halves
+                else {"is_guidance_distilled": True}
+            )
         return given | ({"num_inference_steps": self.passes} if self.name == "mag" else {})
 
     def call(self, name: str, denoiser: str) -> str:

@@ -55,7 +55,9 @@ def test_gone_after(name: str, value: str, tmp_path: Path) -> None:
     before, marks = snapshot(pipe), marked(pipe.transformer)
     undo = CACHE.apply(pipe, option(value))
     assert pipe.transformer.is_cache_enabled
-    assert tiny.run(pipe, num_inference_steps=STEPS).shape == output.shape
+    changed = tiny.run(pipe, num_inference_steps=STEPS)
+    assert changed.shape == output.shape
+    assert torch.equal(tiny.run(pipe, num_inference_steps=STEPS), changed), "a call leaves nothing to the next"
     undo()
     assert before.difference(snapshot(pipe)) == ()
     assert marked(pipe.transformer) == marks
@@ -91,6 +93,13 @@ def test_a_cache_of_others_stays(flux: Any) -> None:
         CACHE.apply(flux, option("pyramid:2"))
     assert before.difference(snapshot(flux)) == ()
     assert flux.transformer.is_cache_enabled
+
+
+def test_halves_of_other_denoisers_stay(flux: Any) -> None:
+    before = snapshot(flux)
+    with pytest.raises(ApplyFailed, match="FluxTransformer2DModel does not take it"):
+        CACHE.apply(flux, option("faster:2/5"))
+    assert before.difference(snapshot(flux)) == ()
 
 
 def dit(*traits: str, variant: Variant | None = None, rows: int = 4, kind: str = "MochiTransformer3DModel") -> Program:
@@ -168,7 +177,7 @@ def test_the_plain_code_does_the_same(value: str, flux: Any) -> None:
     "value",
     [
         *("first_block", "first_block:-1", "first_block:1.5.2", "pyramid:0", "teacache:1", "faster:2/5/6", "faster:0"),
-        *("taylorseer:5/9", "taylorseer", "mag:0.06-", "mag:0.06-few", "mag:5/6"),
+        *("taylorseer:5/9", "taylorseer", "mag:0.06-", "mag:0.06-few", "mag:5/6", "pyramid:2-5"),
     ],
 )
 def test_other_values_are_refused(value: str) -> None:
