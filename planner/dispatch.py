@@ -61,6 +61,9 @@ COPYING = {
     *(f"{name}{n}d" for name in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
 }
 """Kernels that want their input as their output lies (UpSampleNearest2d.cu, SoftMax.cu)."""
+TRANSFORMS, FOURIER = {"_fft_c2c", "_fft_r2c", "_fft_c2r"}, 8
+"""Fourier transforms, and how many times their result cuFFT's work area may be: up to eight for edges with large prime
+factors (its documentation, cufftEstimate)."""
 HUGE = 1 << 22
 """Elements from which a table that code could read back becomes a ghost all the same: masks of every pixel of a video
 against every other take more than any host has."""
@@ -327,7 +330,7 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequ
         return _reduction(name, args[0], args[REDUCTIONS[func]], flops, traffic)
     # CUDA copies what lies otherwise for these, when their output is there already; for layer norm it does so before.
     copied = name in COPYING and not args[0].is_contiguous() and outs[0].is_contiguous()
-    scratch = nbytes(args[0]) if copied else 0
+    scratch = nbytes(args[0]) if copied else FOURIER * nbytes(outs[0]) if name in TRANSFORMS else 0
     if func is aten.pow.Scalar:  # the number that is raised becomes a tensor
         scratch = outs[0].element_size()
     return Plain(name=name, flops=flops, traffic=traffic, scratch=scratch)

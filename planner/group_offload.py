@@ -68,9 +68,15 @@ def groupable(program: Program, name: str, grouping: Grouping) -> bool:
     """Whether the component runs under these hooks.
 
     diffusers loses weights that are cast while copies in pinned memory wait, and by blocks it never loads what an
-    autoencoder has beside its lists, for `decode` is no `forward`, nor blocks that are lists themselves.
+    autoencoder has beside its lists, for `decode` is no `forward`, nor blocks that are lists themselves.  What a block
+    itself holds is brought in vain where a cache passes over it, which no recorded body tells.
     """
     component = program.component(name)
+    if program.variant.passes_blocks and "denoiser" in component.traits:
+        paths = frozenset(path for s in component.stacks for units in s.lists for unit in units for path in unit.paths)
+        every = (event for body in program.recordings for event in body.events)
+        if grouping.blocks or any(_holds(program, event, paths) for event in every):
+            return False
     events = tuple(program.landmarks)
     if not component.stacks or (grouping.stream and any(isinstance(e, Cast) and e.component == name for e in events)):
         return False
@@ -81,6 +87,16 @@ def groupable(program: Program, name: str, grouping: Grouping) -> bool:
     if not grouping.blocks or not own.rest:
         return True
     return used == {name} and not (grouping.stream and len(component.stacks) > 1)
+
+
+def _holds(program: Program, event: Event, paths: frozenset[str]) -> bool:
+    """Whether a call is that of a module at one of these paths which has weights of its own."""
+    match event:
+        case Call(recording, module, _):
+            return module in paths and bool(program.recordings[recording].own)
+        case Enter(module, own):
+            return module in paths and bool(own)
+    return False
 
 
 def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) -> Program:

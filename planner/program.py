@@ -342,6 +342,8 @@ class Setting(NamedTuple):
 
 CACHES = "step_cache"
 """The technique under which the denoiser remembers earlier calls."""
+PASSING = frozenset({"mag", "taylorseer_lite"})
+"""Those of its values, up to the colon, under which whole blocks are passed over."""
 PLACED = 2**33
 """Added to a body's place among `Program.placed`: a body written anew for where its weights are."""
 
@@ -391,8 +393,9 @@ class Component:
     """Bytes of those buffers that stay on the card when the parameters are offloaded one by one."""
     traits: frozenset[str] = frozenset()
     """What it is and can do: denoiser, autoencoder, text_encoder; tiling, slicing, decode_chunks, attention_slicing,
-    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; first_block, pyramid: caches
-    that its pipeline can have; rows_apart: no row of a batch knows of another; weight_norm: a hook before `forward`
+    attention_backend, processors, conv2d, repeated_blocks, layerwise_casting, fuses_qkv; first_block, pyramid, faster,
+    faster_halves, taylorseer, taylorseer_lite, mag: caches that it can have in its pipeline; once_a_step: it is called
+    so; rows_apart: no row of a batch knows of another; weight_norm: a hook before `forward`
     makes weights; lends_weights: a module uses weights of layers that it does not call; lists_of_lists: its blocks are
     lists, which nobody calls; travels: its units are streamed."""
     tile: int = 0
@@ -436,6 +439,12 @@ class Variant:
     def remembers(self) -> bool:
         """Whether the denoiser keeps something from call to call, so that it may be neither cut nor traced."""
         return self.setting(CACHES) is not None
+
+    @property
+    def passes_blocks(self) -> bool:
+        """Whether the denoiser passes blocks over, whose hooks act all the same: none of them may move weights."""
+        cache = self.setting(CACHES)
+        return cache is not None and str(cache.value).partition(":")[0] in PASSING
 
     def setting(self, technique: str) -> Setting | None:
         """The option of a technique, None where it stays off."""

@@ -65,8 +65,11 @@ def streamable(program: Program, name: str) -> bool:
     """Whether every call of the component stands on its own, and nothing uses a unit's weights but the unit itself.
 
     A unit that is not called is one the request has no use for, such as a vision tower, unless it is a single layer.
+    What a cache passes over would be fetched in vain.
     """
     component = program.component(name)
+    if program.variant.passes_blocks and "denoiser" in component.traits:
+        return False
     calls = list(_calls(program, name))
     if not component.units or not calls or any(isinstance(call, Enter) for call in calls):
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.weight_norm import WeightNorm
 
 from planner.arguments import EMBEDDED, call_arguments, decodes_in_chunks
-from planner.cached import takes_first_block, takes_pyramid
+from planner.cached import ONCE, caches_of
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
@@ -43,6 +43,10 @@ REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeE
 Setting = Callable[[Ghost, Variant], None]
 
 
+Asked = Mapping[str, Sequence[tuple[Any, Any, tuple[torch.dtype, ...]]]]
+"""With what each module of the pipeline was called."""
+
+
 class Tracer:
     """Records programs of one ghost.  Bodies that two variants share are recorded once."""
 
@@ -54,7 +58,7 @@ class Tracer:
         self._replay = Replay(self._recorder, ghost.mode)
         self._programs: dict[tuple[Request, Variant], Program] = {}
         self.casting = Casting(self._recorder, self._replay)
-        self._asked: dict[tuple[Request, Variant], dict[str, list[tuple[Any, Any, tuple[torch.dtype, ...]]]]] = {}
+        self._asked: dict[tuple[Request, Variant], Asked] = {}
         self._dress()
 
     def trace(self, request: Request, variant: Variant) -> Program:
@@ -125,6 +129,7 @@ class Tracer:
             out = self._ghost.pipe(**arguments)
             done = recorder.leave()
             self._asked[request, variant], self._replay.asked = self._replay.asked, {}
+            components = self._called(components, self._asked[request, variant])
             assert done.recording is not None, "the outermost body has no caller to be written into"
             course = done.recording
             if done.kept and not variant.remembers:
@@ -133,7 +138,7 @@ class Tracer:
         return Program(
             pipeline=type(self._ghost.pipe).__name__,
             variant=variant,
-            components=tuple(replace(c, rows=_most_rows(self._asked[request, variant], c.name)) for c in components),
+            components=components,
             chain=tuple((getattr(self._ghost.pipe, "model_cpu_offload_seq", None) or "").split("->")),
             excluded=frozenset(getattr(self._ghost.pipe, "_exclude_from_cpu_offload", ())),
             kernels=tuple(recorder.kernels),
@@ -145,6 +150,16 @@ class Tracer:
     def _component(self, name: str, module: torch.nn.Module) -> Component:
         made = component_of(name, module, self._ghost.pipe)
         return replace(made, traits=made.traits | {"unread"}) if self._ghost.unread else made
+
+    def _called(self, components: Sequence[Component], asked: Asked) -> tuple[Component, ...]:
+        """What the call that just ended tells of them: their rows, and whether the denoisers ran once for each step."""
+        denoisers = {component.name for component in components if "denoiser" in component.traits}
+        calls = sum(len(calls) for name, calls in asked.items() if name in denoisers)
+        once = {ONCE} if 0 < calls == getattr(self._ghost.pipe, "num_timesteps", 0) else set()
+        return tuple(
+            replace(c, rows=_most_rows(asked, c.name), traits=c.traits | once if c.name in denoisers else c.traits)
+            for c in components
+        )
 
     def _followed(self, done: Done, out: Any, arguments: dict[str, Any], others: dict[str, Any]) -> int:
         """The course of a call with the ends of what an earlier one leaves: the pipeline is called again to see them.
@@ -220,7 +235,7 @@ class Tracer:
             self._recorder.cast(component, weights_of(module))
 
 
-def _most_rows(asked: Mapping[str, Iterable[tuple[Any, Any, object]]], component: str) -> int:
+def _most_rows(asked: Asked, component: str) -> int:
     """Rows of the largest batch a component was called with."""
     calls = (call for name, calls in asked.items() if name.partition(".")[0] == component for call in calls)
     return max((_rows(sample_of(args, kwargs)) for args, kwargs, _ in calls if args is not None), default=0)
@@ -357,8 +372,7 @@ def _traits_in(pipe: Any, module: torch.nn.Module) -> tuple[tuple[str, bool], ..
     return (
         ("rows_apart", _keeps_rows_apart(module, pipe)),
         ("decode_chunks", is_autoencoder(module) and decodes_in_chunks(pipe)),
-        ("first_block", takes_first_block(pipe, module)),
-        ("pyramid", takes_pyramid(pipe, module)),
+        *caches_of(pipe, module),
     )
 
 

@@ -2,101 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.arguments import split
+from planner.cached import HALVES, ONCE
 from planner.device import Device
-from planner.errors import ApplyFailed, BadRequest
-from planner.program import CACHES, Component, Program, Setting, Variant
+from planner.errors import ApplyFailed
+from planner.program import CACHES, Call, Component, Enter, Program, Setting, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Scope, Undo
+from planner.techniques.caches import KINDS, Cache
 from planner.techniques.layerwise_casting import remember_hooks
 from planner.techniques.live import in_reverse, is_ghost, modules, remember, undone_on_error
 from planner.techniques.tracing import is_denoiser
 
-DEFAULTS = ("first_block:0.05", "pyramid:2")
-"""Where no value is named: diffusers' own threshold and range."""
-RANGES = ("spatial", "temporal", "cross")
-NEVER = -1.0
-"""A threshold that no ghost falls below, whose differences are all zero: every block is computed."""
-_THRESHOLD, _RANGES = r"0?\.[0-9]{1,4}|[0-9]", r"[1-9][0-9]?(?:/[1-9][0-9]?){0,2}"
-_VALUE = re.compile(rf"first_block:(?P<threshold>{_THRESHOLD})|pyramid:(?P<ranges>{_RANGES})")
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """One of diffusers' caches with its figures."""
-
-    threshold: float = 0.0
-    """Of the first block's change, under which the other blocks are left out."""
-    ranges: tuple[int, ...] = ()
-    """Steps that one attention serves: spatial, temporal and cross attention; empty for a first-block cache."""
-
-    @classmethod
-    def of(cls, value: str) -> Cache:
-        """What `first_block:0.08` or `pyramid:2/4/6` stands for.  Raises BadRequest."""
-        match = _VALUE.fullmatch(value)
-        if match is None:
-            raise BadRequest(f"{value!r} is none of 2 step caches; write first_block:0.08 or pyramid:2/4/6.")
-        if match["ranges"]:
-            return cls(ranges=tuple(map(int, match["ranges"].split("/"))))
-        return cls(threshold=float(match["threshold"]))
-
-    @property
-    def trait(self) -> str:
-        """What a component needs for it."""
-        return "pyramid" if self.ranges else "first_block"
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Of diffusers' configuration."""
-        named = zip(RANGES, self.ranges, strict=False)
-        return {f"{kind}_attention_block_skip_range": steps for kind, steps in named} or {"threshold": self.threshold}
-
-    def call(self, name: str) -> str:
-        """The plain diffusers code."""
-        given = [f"{key}={value}" for key, value in self.arguments.items()]
-        given += ["current_timestep_callback=lambda: pipe.current_timestep"] if self.ranges else []
-        return f"pipe.{name}.enable_cache({self.config}({', '.join(given)}))"
-
-    @property
-    def config(self) -> str:
-        """Name of diffusers' class."""
-        return "PyramidAttentionBroadcastConfig" if self.ranges else "FirstBlockCacheConfig"
-
-    def made(self, pipe: Any, *, ghost: bool) -> Any:
-        """That configuration, for this pipeline."""
-        import diffusers
-
-        config = getattr(diffusers, self.config)
-        if self.ranges:
-            return config(**self.arguments, current_timestep_callback=lambda: pipe.current_timestep)
-        return config(threshold=NEVER if ghost else self.threshold)
+DEFAULTS = tuple(f"{name}:{kind.usual}" for name, kind in KINDS.items() if kind.usual)
+"""Where no value is named: diffusers' own figures."""
+HALF_ONLY = "faster:2, which leaves out attention alone"
 
 
 @dataclass(frozen=True, slots=True)
 class StepCache:
     """Lossy, and for those who name it.
 
-    The pyramid leaves out what its ranges say, which is recorded and priced.  What a first block's change leaves out
-    only values tell: recorded is a call in which every block is computed and the cache held, so no time is promised.
+    What is left out at which step follows from figures, ratios and timesteps alone, so it is recorded and priced; but
+    what a first block's change leaves out only values tell: recorded is a call in which every block is computed and
+    the cache held, so no time is promised.
     """
 
     name: str = CACHES
     scope: Scope = "call"
-    needs: str = "a denoiser that diffusers lets cache, in a pipeline that tells it the step"
+    needs: str = "a denoiser that diffusers lets cache, which no UNet is, in a pipeline that tells it the step"
 
     def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
         named = [value for name, _, value in (used.partition("=") for used in request.use) if name == self.name]
         values = dict.fromkeys(v for value in named for v in ([value] if value else DEFAULTS))
         if request.fidelity < Fidelity.LOSSY:
             return ()
-        return tuple(
-            Option(technique=self.name, value=value, fidelity=Fidelity.LOSSY, calls=_calls(cache, able))
-            for value, cache in ((value, Cache.of(value)) for value in values)
-            if (able := [part for part in program.components if _can(part, cache)])
-        )
+        made = (_offer(self.name, program, request, Cache.of(value)) for value in values)
+        return tuple(option for option in made if option)
+
+    def lacks(self, value: str, program: Program, device: Device) -> str:  # noqa: ARG002
+        """Why a cache that was named cannot be had."""
+        denoisers = [component for component in program.components if "denoiser" in component.traits]
+        if not value or not any(KINDS.keys() & component.traits for component in denoisers):
+            return ""
+        cache = Cache.of(value)
+        if cache.leaves_out_halves and not any(cache.trait in component.traits for component in denoisers):
+            return f"has none of the {len(HALVES)} denoisers that get both halves of guidance at once; name {HALF_ONLY}"
+        if not any(cache.trait in component.traits for component in denoisers):
+            return cache.kind.lacks
+        if cache.kind.once and not any(ONCE in component.traits for component in denoisers):
+            calls = sum(_passes(program, component.name) for component in denoisers)
+            return f"calls its denoiser {calls} times, which is not once a step, and {cache.name} would mix the halves"
+        return f"has no guidance to leave a half of out; name {HALF_ONLY}" if cache.leaves_out_halves else ""
 
     def variant(self, variant: Variant, option: Option) -> Variant:
         return variant.under(Setting(self.name, option.value, self.scope))
@@ -110,7 +70,8 @@ class StepCache:
         undo = in_reverse([_remembered(part) for part in able])
         with undone_on_error(undo):
             for part in able:
-                _enable(part, cache.made(pipe, ghost=is_ghost(next(part.parameters()))))
+                ghost = is_ghost(next(part.parameters()))
+                _enable(part, cache.made(pipe, type(part).__name__, ghost=ghost))
         return undo
 
 
@@ -119,17 +80,32 @@ def _enable(module: Any, config: Any) -> None:
         module.enable_cache(config)
     except ValueError as error:  # a cache of others, or blocks that diffusers has no rules for
         raise ApplyFailed(
-            f"1 of 2 caches was asked for, and {type(module).__name__} does not take it ({error}); name the other, or "
-            "plan without step_cache."
+            f"1 of {len(KINDS)} caches was asked for, and {type(module).__name__} does not take it ({error}); name "
+            "another, or plan without step_cache."
         ) from error
 
 
-def _can(component: Component, cache: Cache) -> bool:
-    return {"denoiser", cache.trait} <= component.traits
+def _offer(name: str, program: Program, request: Request, cache: Cache) -> Option | None:
+    able = [component for component in program.components if _can(component, cache, program, request)]
+    if not able:
+        return None
+    if cache.name == "mag":
+        cache = replace(cache, passes=_passes(program, able[0].name))
+    calls = (*cache.imports, *(cache.call(component.name, component.kind) for component in able))
+    return Option(technique=name, value=str(cache), fidelity=Fidelity.LOSSY, calls=calls)
 
 
-def _calls(cache: Cache, able: list[Component]) -> tuple[str, ...]:
-    return (f"from diffusers import {cache.config}", *(cache.call(component.name) for component in able))
+def _can(component: Component, cache: Cache, program: Program, request: Request) -> bool:
+    if not {"denoiser", cache.trait} <= component.traits or (cache.kind.once and ONCE not in component.traits):
+        return False
+    prompts, images = split(request.prompts, request.images, program.variant.splits)
+    return not cache.leaves_out_halves or component.rows == 2 * prompts * images
+
+
+def _passes(program: Program, name: str) -> int:
+    """How often a component is called."""
+    events = program.recordings[program.course].events
+    return sum(isinstance(event, (Call, Enter)) and event.module == name for event in events)
 
 
 def _remembered(module: Any) -> Undo:

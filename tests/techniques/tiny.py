@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -163,7 +167,7 @@ def arguments(pipe: Any, images: int = 1, edge: int = 32, seeds: tuple[int, ...]
     dtype = next(pipe.components[name].dtype for name in ("unet", "transformer") if name in pipe.components)
     noise = torch.Generator().manual_seed(1)
     words = torch.randn(1, 6, 16, generator=noise).to(dtype)
-    if isinstance(pipe, WanPipeline):
+    if isinstance(pipe, (WanPipeline, CogVideoXPipeline)):
         return call | {"prompt_embeds": words, "negative_prompt_embeds": words * 0.5, "num_frames": 5}
     call["num_images_per_prompt"] = images
     if isinstance(pipe, FluxPipeline):
@@ -215,4 +219,23 @@ def ltx(_: Path | None = None) -> LTXPipeline:
     return LTXPipeline(
         transformer=transformer.eval(), vae=vae.eval(), text_encoder=T5EncoderModel(t5).eval(), tokenizer=None,
         scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+
+
+def cogvideox(_: Path | None = None) -> CogVideoXPipeline:
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=4,
+        text_embed_dim=16, num_layers=2, sample_width=4, sample_height=4, sample_frames=5,
+        use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4), layers_per_block=1, latent_channels=4, norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )  # fmt: skip
+    t5 = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=True)
+    return CogVideoXPipeline(
+        transformer=transformer.eval(), vae=vae.eval(), text_encoder=T5EncoderModel(t5).eval(), tokenizer=None,
+        scheduler=CogVideoXDDIMScheduler(),
     )  # fmt: skip

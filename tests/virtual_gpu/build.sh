@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 
 INCLUDE="-I$SITE/nvidia/cu13/include -I$SITE/nvidia/cudnn/include -I$SITE/triton/backends/nvidia/include"
 objects=
-for part in config memory runtime driver blas dnn nvml; do
+for part in config memory runtime driver blas fft dnn nvml; do
   g++ -std=c++17 -O2 -fPIC -fvisibility=hidden -Wall -Wno-deprecated-declarations $INCLUDE -c "$here/src/$part.cpp" -o "$work/$part.o"
   objects="$objects $work/$part.o"
 done

@@ -25,11 +25,31 @@ SIZES: dict[str, dict[str, Any]] = {
     "wan2.1-t2v-1.3b": {"height": 480, "width": 832, "frames": 17, "steps": 2},
     "cogvideox-2b": {"height": 480, "width": 720, "frames": 17, "steps": 4},
     "qwen-image": {"height": 1024, "width": 1024, "steps": 4},
+    "mochi": {"height": 480, "width": 848, "frames": 19, "steps": 5},
+    "ltx-video-0.9.0": {"height": 512, "width": 704, "frames": 33, "steps": 5},
+    "hunyuanvideo": {"height": 320, "width": 512, "frames": 17, "steps": 5},
+    "latte": {"height": 512, "width": 512, "frames": 16, "steps": 4},
 }
 """Wan's scheduler solves equations from the third step on, which the virtual GPU cannot."""
 FIRST, PYRAMID = "first_block:0.08", "pyramid:2/4/6"
+ATTENTION, HALVES, TAYLOR, LITE, MAG = "faster:2", "faster:2/5", "taylorseer:5", "taylorseer_lite:5", "mag:0.06-4"
 CASES = (
-    *((model, value, "resident") for model in SIZES for value in (FIRST, PYRAMID)),
+    *((model, value, "resident") for model in list(SIZES)[:4] for value in (FIRST, PYRAMID)),
+    *(("flux1-dev", value, "resident") for value in (ATTENTION, TAYLOR, LITE, MAG)),
+    *(("cogvideox-2b", value, "resident") for value in (ATTENTION, HALVES, LITE)),
+    *((model, HALVES, "resident") for model in ("mochi", "latte")),
+    *(("qwen-image", value, "resident") for value in (TAYLOR, LITE)),
+    *(("ltx-video-0.9.0", value, "resident") for value in (ATTENTION, LITE)),
+    *(("hunyuanvideo", value, "resident") for value in (ATTENTION, TAYLOR)),
+    ("flux1-dev", ATTENTION, "group_leaf_stream"),
+    ("flux1-dev", TAYLOR, "group_block_stream"),
+    ("flux1-dev", TAYLOR, "group_leaf"),
+    ("flux1-dev", MAG, "sequential"),
+    ("flux1-dev", MAG, "group_leaf"),
+    ("flux1-dev", LITE, "group_leaf_stream"),
+    ("flux1-dev", LITE, "model"),
+    ("cogvideox-2b", HALVES, "group_leaf"),
+    ("ltx-video-0.9.0", LITE, "sequential"),
     ("flux1-dev", FIRST, "group_block_stream"),
     ("flux1-dev", FIRST, "model"),
     ("flux1-dev", PYRAMID, "group_leaf"),
@@ -122,7 +142,7 @@ def planned(model: str, call: dict[str, Any], plan: str) -> dict[str, Any]:
     return {**peaks.whole, "left": before.difference(snapshot(pipe))[:3]}
 
 
-@pytest.mark.parametrize("value", [FIRST, PYRAMID])
+@pytest.mark.parametrize("value", [FIRST, PYRAMID, TAYLOR, LITE])
 def test_a_plan_that_moves_weights_holds_with_a_cache(vgpu: Server, cache: Path, value: str) -> None:
     size = SIZES["flux1-dev"]
     plan = planner.plan(
@@ -130,7 +150,7 @@ def test_a_plan_that_moves_weights_holds_with_a_cache(vgpu: Server, cache: Path,
         use=[f"step_cache={value}"], without=["quantization", "layerwise_casting"],
     )  # fmt: skip
     streams = any(option.technique == "streaming" for option in plan.options)
-    assert streams == (value == FIRST), "else diffusers' leaves are quickest"
+    assert streams == (value in (FIRST, LITE)), "else diffusers' leaves are quickest"
     call = {"height": size["height"], "width": size["width"], "num_inference_steps": size["steps"], "prompt": PROMPT}
     sent = {"model": "flux1-dev", "call": call, "plan": plan.to_json()}
     seen = vgpu.script(planned, sent, **rig.card("rtx-4090"))
