@@ -249,7 +249,10 @@ class Functions(TorchFunctionMode):
             return tensor.to(*args, **kwargs).clone()
 
     def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay."""
+        """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay.
+
+        What is cast comes row by row, and is copied once more where it is to lie otherwise (Copy.cu).
+        """
         device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
         if device is None:
             return tensor.to(*args, **kwargs)
@@ -258,7 +261,9 @@ class Functions(TorchFunctionMode):
                 tensor, dtype=dtype or tensor.dtype, memory_format=layout or torch.preserve_format
             )
         self._recorder.allocated((arrived,))
-        self._recorder.ran(Plain(name="copy", flops=0, traffic=nbytes(arrived)))
+        again = arrived.dtype != tensor.dtype and not arrived.is_contiguous()
+        size = nbytes(arrived)
+        self._recorder.ran(Plain(name="copy", flops=0, traffic=size, scratch=size if again else 0))
         return arrived
 
     def _attend(

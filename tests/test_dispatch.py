@@ -96,6 +96,14 @@ def test_a_table_made_on_the_card_is_there_from_the_beginning() -> None:
     assert recorded(lambda: torch.tensor(2.0) * torch.ones(4, device=CARD))[0] == [16, "ones", 16, "mul", -16]
 
 
+def test_a_picture_that_is_cast_comes_row_by_row_and_is_copied_once_more() -> None:
+    """Pictures of numpy lie with their channels last, and so they do on the card."""
+    picture = torch.from_numpy(numpy.zeros((1, 64, 64, 3), numpy.float32)).permute(0, 3, 1, 2)
+    assert the(Plain, lambda: picture.to(CARD, torch.float16)).scratch == 64 * 64 * 3 * 2
+    assert the(Plain, lambda: picture.to(CARD)).scratch == 0
+    assert the(Plain, lambda: picture.contiguous().to(CARD, torch.float16)).scratch == 0
+
+
 @pytest.mark.parametrize("home", [lambda table: table.cpu(), lambda table: table.to("cpu")])
 def test_a_table_that_goes_home_leaves_its_room(home: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """As Euler's sigmas, which the host reads at every step."""
