@@ -65,15 +65,15 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
 
     possible = limits.capacity >= pricer.least
-    for scene in _by_bound(pricer, made, pruned, latest):
-        visited.append(scene.problem.label)
-        hopeful.append(scene.problem.label)
+    for scenes in _by_bound(pricer, made, pruned, latest):
+        visited += (scene.problem.label for scene in scenes)
+        hopeful += (scene.problem.label for scene in scenes)
         while possible:
             problems = [made.called(label).problem for label in hopeful]
             best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact)
-            if not (scenes := narrow()):
+            if not (narrowed := narrow()):
                 break
-            for refusing in scenes:
+            for refusing in narrowed:
                 made.widen(refusing.problem.label)
         if best is None:  # what they offer will not do, however often it is asked
             hopeful.clear()
@@ -90,8 +90,8 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
 
 def _by_bound(
     pricer: Pricer, scenes: Scenes, pruned: list[tuple[Priced, Priced]], enough: Callable[[], float]
-) -> Iterator[Scene]:
-    """Scenes by the least time they can take, until that exceeds `enough()`.
+) -> Iterator[list[Scene]]:
+    """Scenes by the least time they can take, until that exceeds `enough()`; those together of which none can end it.
 
     Moving weights adds to the time and takes nothing from what the groups' choices can save; splitting a call never
     shortens it.  So the scene with all weights on the card bounds its siblings, which are priced only then.
@@ -110,7 +110,12 @@ def _by_bound(
                 waiting.append((bound, n, next(order), partial(scenes.streaming, candidate)))
     heapify(waiting)
     while waiting and waiting[0][0] <= enough():
-        yield from heappop(waiting)[-1]()
+        reach = waiting[0][0] * (1 + SLACK)
+        found: list[Scene] = []
+        while waiting and waiting[0][0] <= reach:
+            found += heappop(waiting)[-1]()
+        if found:
+            yield found
 
 
 def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
