@@ -231,7 +231,7 @@ class Functions(TorchFunctionMode):
         return made
 
     def _moved(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if on_host(tensor, self._recorder):
+        if on_host(tensor, self._recorder) or _is_table(tensor, self._recorder):
             return self._onto_card(tensor, *args, **kwargs)
         if isinstance(tensor, FakeTensor):
             return tensor.to(*args, **kwargs)
@@ -249,7 +249,7 @@ class Functions(TorchFunctionMode):
             return tensor.to(*args, **kwargs).clone()
 
     def _onto_card(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A picture leaves the host: it is cast there, and arrives as a ghost that lies as it lay.
+        """A picture or a table leaves the host: it is cast there, and arrives as a ghost that lies as it lay.
 
         What is cast comes row by row, and is copied once more where it is to lie otherwise (Copy.cu).
         """
@@ -423,6 +423,11 @@ def on_host(tensor: torch.Tensor, recorder: Recorder) -> bool:
     Weights are ghosts.
     """
     return _is_real(tensor) and recorder.serial_of(tensor.untyped_storage()) < 0
+
+
+def _is_table(tensor: torch.Tensor, recorder: Recorder) -> bool:
+    """Whether a ghost is a plain attribute, which moves with no module: neither a weight nor what an operation made."""
+    return isinstance(tensor, FakeTensor) and not recorder.knows(tensor.untyped_storage())
 
 
 def _is_real(tensor: torch.Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import _lru_cache_wrapper
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,6 +125,8 @@ class Tracer:
         arguments, others = (call_arguments(self._ghost.pipe, request, variant) for _ in range(2))
         recorder = self._recorder
         recorder.ignore(t for _, m in self._ghost.modules() for t in (*m.parameters(), *m.buffers()))
+        for _, module in self._ghost.modules():
+            forget(module)
         with self._recorded(type(self._ghost.pipe).__name__):
             recorder.allocated(tensors([arguments.get(name) for name in EMBEDDED]))
             out = self._ghost.pipe(**arguments)
@@ -233,6 +236,16 @@ class Tracer:
         self._recorder.ignore((*part.parameters(), *part.buffers()))
         if self._recorder.depth:
             self._recorder.cast(component, weights_of(module))
+
+
+def forget(module: torch.nn.Module) -> None:
+    """Empty the caches of its methods, which hold the tables of earlier calls (`lru_cache`, in a wrapper or not)."""
+    for kind in {type(part) for part in module.modules()}:
+        for method in vars(kind).values():
+            wrapped = (cell.cell_contents for cell in getattr(method, "__closure__", None) or ())
+            for cache in (method, *wrapped):
+                if isinstance(cache, _lru_cache_wrapper):
+                    cache.cache_clear()
 
 
 def _most_rows(asked: Asked, component: str) -> int:

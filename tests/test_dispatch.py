@@ -96,6 +96,14 @@ def test_a_table_made_on_the_card_is_there_from_the_beginning() -> None:
     assert recorded(lambda: torch.tensor(2.0) * torch.ones(4, device=CARD))[0] == [16, "ones", 16, "mul", -16]
 
 
+def test_a_table_that_is_a_plain_attribute_reaches_the_card_when_it_is_asked_to() -> None:
+    """No module moves it (Qwen-Image's positions); what an operation made is there already."""
+    table = ghost(1024, 8, dtype=torch.complex64)
+    assert recorded(lambda: table.to(CARD))[0] == [65536, "copy"]
+    assert recorded(lambda: table.to(torch.complex128))[0] == [131072, "_to_copy"], "no device is named"
+    assert recorded(lambda: (table.to(CARD) * 2).to(CARD))[0] == [65536, "copy", 65536, "mul", -65536]
+
+
 def test_a_picture_that_is_cast_comes_row_by_row_and_is_copied_once_more() -> None:
     """Pictures of numpy lie with their channels last, and so they do on the card."""
     picture = torch.from_numpy(numpy.zeros((1, 64, 64, 3), numpy.float32)).permute(0, 3, 1, 2)

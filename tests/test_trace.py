@@ -42,7 +42,7 @@ from planner.request import Request
 from planner.settings import Settings
 from planner.snapshot import snapshot
 from planner.standin import TokenizerStandIn
-from planner.trace import Tracer, weights_of
+from planner.trace import Tracer, forget, weights_of
 
 MiB = 2**20
 PLACEMENTS = (resident, model_offload, sequential_offload)
@@ -438,3 +438,14 @@ def test_a_full_size_pipeline_peaks_where_it_was_measured(sd15: Ghost) -> None:
     assert calls[:2] == ["text_encoder"] * 2
     assert calls[-1] == "vae.decode"
     assert rehearse(resident(program), device((8, 6))).allocated == pytest.approx(2.613 * 2**30, rel=0.005)
+
+
+def test_tables_that_a_method_remembers_are_made_anew_in_each_recording() -> None:
+    """As Qwen-Image's positions on the card, behind diffusers' wrapper of `lru_cache`."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+
+    rope = QwenEmbedRope(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
+    tables = rope._get_device_freqs(torch.device("cpu"))
+    assert rope._get_device_freqs(torch.device("cpu")) is tables
+    forget(torch.nn.Sequential(rope))
+    assert rope._get_device_freqs(torch.device("cpu")) is not tables
