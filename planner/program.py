@@ -283,6 +283,8 @@ class Recording:
         return self._landmarks or ()
 
 
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""Names of components that are called at every step."""
 METHODS = ("encode", "decode", "get_text_features", "get_image_features")
 """Ways other than calling it in which a pipeline uses a component; phases bear their names."""
 SAMPLES = ("hidden_states", "sample", "x")

@@ -20,7 +20,7 @@ from planner.ghost import Ghost
 from planner.groupable import is_leaf, stacks_of
 from planner.metas import tensors
 from planner.packed import clings, packs
-from planner.program import METHODS, Call, Component, Program, Unit, Variant, sample_of
+from planner.program import DENOISERS, METHODS, Call, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Done, Recorder
 from planner.replay import Over, Replay, anchored_buffers
 from planner.signature import Shape, made_anew, mapped
@@ -36,8 +36,6 @@ MIXING = (".pag.", ".deprecated.")
 """Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
 MASKS = ("prepare_causal_attention_mask",)
 """Methods that write a mask of every pixel of a video against every other, row by row."""
-DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
-"""Names of components that are called at every step."""
 REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, LookupError)
 """What pipelines and models raise for a request they cannot take."""
 
@@ -240,12 +238,18 @@ class Tracer:
 
 def forget(module: torch.nn.Module) -> None:
     """Empty the caches of its methods, which hold the tables of earlier calls (`lru_cache`, in a wrapper or not)."""
-    for kind in {type(part) for part in module.modules()}:
+    for kind in {kind for part in module.modules() for kind in type(part).__mro__}:
         for method in vars(kind).values():
-            wrapped = (cell.cell_contents for cell in getattr(method, "__closure__", None) or ())
-            for cache in (method, *wrapped):
+            for cache in (method, *_enclosed(method)):
                 if isinstance(cache, _lru_cache_wrapper):
                     cache.cache_clear()
+
+
+def _enclosed(method: Any) -> Iterator[Any]:
+    """What a function holds of the one that made it; a cell may still be empty."""
+    for cell in getattr(method, "__closure__", None) or ():
+        with suppress(ValueError):
+            yield cell.cell_contents
 
 
 def _most_rows(asked: Asked, component: str) -> int:

@@ -106,6 +106,7 @@ def test_the_frontier_trades_time_for_memory(call: Any, tmp_path: Path) -> None:
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
     assert widest(call("frontier", *SMALL).stdout) <= 80
     assert call("frontier", *SMALL, "--plot", "picture.gif").exit_code == 2
+    assert "'8 bananas' is not an amount of memory" in call("frontier", *SMALL, "--down-to", "8 bananas").output
 
 
 def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> None:

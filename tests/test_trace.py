@@ -444,7 +444,10 @@ def test_tables_that_a_method_remembers_are_made_anew_in_each_recording() -> Non
     """As Qwen-Image's positions on the card, behind diffusers' wrapper of `lru_cache`."""
     from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 
-    rope = QwenEmbedRope(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
+    class Inherited(QwenEmbedRope):
+        """Its caches are those of the class above it."""
+
+    rope = Inherited(theta=10000, axes_dim=[16, 56, 56], scale_rope=True)
     tables = rope._get_device_freqs(torch.device("cpu"))
     assert rope._get_device_freqs(torch.device("cpu")) is tables
     forget(torch.nn.Sequential(rope))

@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import STREAMED, Call, Component, Drop, Program, Variant
+from planner.program import DENOISERS, STREAMED, Call, Component, Drop, Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error
@@ -65,7 +65,7 @@ class Tracing:
 
 def is_denoiser(name: str) -> bool:
     """Whether a component of this name runs once per step."""
-    return name in ("unet", "transformer", "transformer_2", "prior", "decoder")
+    return name in DENOISERS
 
 
 def trace_calls(module: Any) -> Undo:
