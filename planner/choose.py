@@ -60,6 +60,9 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
             refused.add(solution.label)
         return not rehearsals[name].failed
 
+    def decided(solution: solve.Solution) -> int:
+        return made.decided(made.called(solution.label), rehearsals[_name_of(solution)])
+
     def narrow() -> list[Scene]:
         scenes = map(made.called, refused)
         return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
@@ -70,7 +73,7 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         hopeful += (scene.problem.label for scene in scenes)
         while possible:
             problems = [made.called(label).problem for label in hopeful]
-            best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact)
+            best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact, decided=decided)
             if not (narrowed := narrow()):
                 break
             for refusing in narrowed:

@@ -114,10 +114,20 @@ def library() -> ctypes.CDLL | None:
 def workspaces(question: Question, card: Card, *, every: bool = False) -> tuple[int, ...]:
     """Bytes for the engine torch tries first, or for all in torch's order; none where cuDNN is missing or refuses."""
     lib = library()
-    return () if lib is None else _answer(lib, question, card, every)
+    if lib is None:
+        return ()
+    known = book(card)
+    if (question, every) not in known:
+        known[question, every] = _answer(lib, question, card, every)
+    return known[question, every]
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=256)
+def book(card: Card) -> dict[tuple[Question, bool], tuple[int, ...]]:  # noqa: ARG001 (one for each card)
+    """The answers for a card so far, to questions for the first engine or for every one."""
+    return {}
+
+
 def _answer(lib: ctypes.CDLL, question: Question, card: Card, every: bool) -> tuple[int, ...]:
     with ExitStack() as stack:
         desk = Desk(lib, stack)

@@ -141,9 +141,10 @@ def smallest_capacity(
     `seen`: a rehearsal in which it ran.
     """
     low, high = least, max(least, (seen or pricer.rehearse(priced, None)).enough)
-    reach = step  # what ran is often just enough, and what is held nearly so: steps away from there grow
+    reach = step  # what was just enough mostly ran short once, and else what is held nearly does: steps from there grow
+    short = seen is not None and bool(seen.retries)
     while high - low > step:
-        middle = max(high - reach, (low + high) // 2) if seen else min(low + reach, (low + high) // 2)
+        middle = max(high - reach, (low + high) // 2) if short else min(low + reach, (low + high) // 2)
         tried = pricer.rehearse(priced, middle)
         low, high = (middle, high) if tried.failed else (low, max(low, min(middle, tried.enough)))
         reach *= 4

@@ -58,6 +58,8 @@ class Rehearsal:
     """Name, allocated and reserved peak of each phase."""
     failed: str = ""
     """Phase in which memory ran out; empty when the program runs through."""
+    calls: int = 0
+    """Calls of the pipeline that had returned when memory ran out."""
     missing: int = 0
     """Bytes of the request that could not be met."""
     reached: int = 0
@@ -96,7 +98,7 @@ def rehearse(
 
     stage = _Stage(program, device, Allocator(capacity=room, expandable=expandable), prices, scores or Scores(device))
     peaks: dict[str, tuple[int, int]] = {}
-    now, failed, missing, most, taken = "start", "", 0, 0, 0
+    now, failed, returned, missing, most, taken = "start", "", 0, 0, 0, 0
     try:
         for number, turn in enumerate(stage.turns(later=0 if capacity is None else LATER)):
             for event, called in calls(turn):
@@ -111,11 +113,11 @@ def rehearse(
                     here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
                     peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
     except OutOfMemory as error:
-        failed, missing = now, error.size
+        failed, returned, missing = now, number, error.size
     return Rehearsal(
         allocated=max((a for a, _ in peaks.values()), default=0),
         reserved=max((r for _, r in peaks.values()), default=0), enough=most + aside,
-        retries=stage.allocator.retries, failed=failed, missing=missing,
+        retries=stage.allocator.retries, failed=failed, calls=returned, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
         reached=max(taken, len(loads) + 1) if failed else 0,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from math import inf
 
 from planner import solve
 from planner.pricing import Candidate, Priced, Pricer, Sketch, described, fidelity, held, intervention
+from planner.rehearsal import Rehearsal
 from planner.techniques.base import Option, Scope
 
 DENOISER: Scope = "denoiser"
@@ -31,6 +32,13 @@ class Limits:
 
     capacity: int
     host: int | None
+    spare: int = 0
+    """Bytes of the capacity that choices leave by their sums: fewer are then refused for their fragments."""
+
+    @property
+    def sums(self) -> int:
+        """What a choice may add up to in any phase."""
+        return self.capacity - self.spare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +80,7 @@ class Scenes:
         How much of a copy the kernels hide depends on how long they take, so what is chosen for the denoiser is fixed.
         """
         priced = self._pricer.price(candidate)
-        if priced.worst.peak.total <= self._limits.capacity * (1 - FRAGMENTS):
+        if priced.worst.peak.total <= self._limits.sums * (1 - FRAGMENTS):
             return
         streams: dict[str, list[Option]] = {}
         for name, technique in self._pricer.techniques.items():
@@ -83,7 +91,7 @@ class Scenes:
         leanest = self._pricer.price(self._pricer.merged(priced, tuple(options[-1] for options in streams.values())))
         if not self._pricer.stands(leanest):
             return
-        tight = any(leanest.phases[n].peak.total > self._limits.capacity for n in leanest.of(DENOISER))
+        tight = any(leanest.phases[n].peak.total > self._limits.sums for n in leanest.of(DENOISER))
         for combination in self._pricer.combinations(DENOISER, leanest):
             if any(option.lean for option in combination) and not tight:
                 continue  # what only saves memory is priced where streaming alone does not save enough
@@ -108,6 +116,22 @@ class Scenes:
         self._made[solution.label] = replace(scene, problem=solve.filled(scene.problem, offers))
         return offers
 
+    def decided(self, scene: Scene, seen: Rehearsal) -> int:
+        """How many of a scene's groups, from the first, had a part in running out of memory.
+
+        The denoiser's and the autoencoder's touch their own phases alone, the first call of which comes later, perhaps.
+        """
+        phases, groups = scene.priced.phases, list(scene.problem.groups)
+        reached = next((n for n, phase in enumerate(phases) if phase.name == seen.failed), len(phases))
+        if seen.calls:
+            return len(groups)
+        for scope in reversed(GROUPS[1:] if scene.streams else GROUPS):
+            if rows := scene.priced.of(scope):
+                if min(rows) <= reached:
+                    break
+                groups.pop()
+        return len(groups)
+
     def whole(self, scene: Scene, solution: solve.Solution) -> Priced:
         """The candidate a solution stands for."""
         chosen = tuple(option for offer in solution.choice[1:] for option in scene.options[offer.name])
@@ -123,7 +147,7 @@ class Scenes:
         options: dict[str, Candidate] = {}
         whole = [held(priced.program.component(name)) for name in streams]
         groups = [self._streams(priced, choices, options) for choices in streams.values()]
-        room = _room(self._limits.capacity + sum(whole), groups, len(priced.phases))
+        room = _room(self._limits.sums + sum(whole), groups, len(priced.phases))
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
         mine = {row for _, rows in scopes for row in rows}
@@ -138,7 +162,7 @@ class Scenes:
             label=described(priced.candidate) + (" + streaming" if streams else ""),
             groups=((self._offer(priced, (), range(0), priced),), *groups),
             base=tuple((0 if n in mine else phase.peak.total) - sum(whole) for n, phase in enumerate(priced.phases)),
-            capacity=self._limits.capacity, host=self._limits.host,
+            capacity=self._limits.sums, host=self._limits.host,
             seconds=sum(phase.seconds for n, phase in enumerate(priced.phases) if n not in mine),
         )  # fmt: skip
         self._made[problem.label] = Scene(
@@ -217,7 +241,7 @@ class Scenes:
                 offer = self._offer(self._pricer.price(self._pricer.merged(priced, choice)), choice, rows, priced)
                 options[offer.name] = choice
                 fastest = min(fastest, offer.seconds)
-                if all(offer.memory[n] <= room[n] - self._limits.capacity * fragments for n in rows):
+                if all(offer.memory[n] <= room[n] - self._limits.sums * fragments for n in rows):
                     fitting = min(fitting, offer.seconds)
                 yield offer
 

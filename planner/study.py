@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planner import lessons as kept
-from planner import profiles, reasons, tasks
+from planner import profiles, reasons, tasks, workspace
 from planner.answers import Answers
 from planner.choose import Choice, NothingFits, choose
 from planner.collector import SELDOM, collecting
@@ -45,7 +45,11 @@ class Study:
     """What `verify` learned on this machine."""
     answers: Answers = field(default_factory=Answers, repr=False)
     """What was worked out before."""
+    workspaces: Answers = field(default_factory=Answers, repr=False)
+    """What cuDNN answered before."""
     _pricers: dict[Device, Pricer] = field(default_factory=dict, repr=False)
+    _recalled: dict[Device, int] = field(default_factory=dict, repr=False)
+    """Answers of cuDNN that were read for a card."""
     _others: dict[Request | str, Study] = field(default_factory=dict, repr=False)
 
     @collecting(SELDOM)
@@ -134,19 +138,19 @@ class Study:
             if technique.name not in decided and over & getattr(technique, "relieves", frozenset()):
                 named = replace(self.request, use=(*self.request.use, technique.name))
                 if named not in self._others:
-                    self._others[named] = replace(self, request=named, _pricers={}, _others={})
+                    self._others[named] = replace(self, request=named, _pricers={}, _recalled={}, _others={})
                 yield self._others[named]
 
     def _spared(self) -> Study:
         """The same with techniques that need next to no host memory."""
         if HOST not in self._others:
             spared = tuple(getattr(technique, "spared", lambda t=technique: t)() for technique in self.techniques)
-            self._others[HOST] = replace(self, techniques=spared, _pricers={}, _others={})
+            self._others[HOST] = replace(self, techniques=spared, _pricers={}, _recalled={}, _others={})
         return self._others[HOST]
 
     @collecting(SELDOM)
-    def choice(self, device: Device, budget: int, host: int | None = None) -> Choice:
-        """What the pricer found.  Raises NothingFits.
+    def choice(self, device: Device, budget: int, host: int | None = None, *, spare: float = 0.0) -> Choice:
+        """What the pricer found; its sums leave a share of the bytes to `spare`.  Raises NothingFits.
 
         Where only fragments are in the way, it is with expandable segments, which concern the whole process.
         """
@@ -157,13 +161,14 @@ class Study:
                 f"{format_bytes(device.context)}; ask for more."
             )
         try:
-            return choose(self.pricer(device), Limits(capacity=capacity, host=host))
+            limits = Limits(capacity=capacity, host=host, spare=int(capacity * spare))
+            return choose(self.pricer(device), limits)
         except NothingFits as nothing:
             growing = self._growing()
             if growing is None or not nothing.evidence.refused:
                 raise
             try:
-                return growing.choice(device, budget, host)
+                return growing.choice(device, budget, host, spare=spare)
             except NothingFits:
                 raise nothing from None
 
@@ -174,12 +179,13 @@ class Study:
             return None
         request = replace(self.request, use=(*self.request.use, EXPANDABLE))
         if request not in self._others:
-            self._others[request] = replace(self, request=request, _pricers={}, _others={})
+            self._others[request] = replace(self, request=request, _pricers={}, _recalled={}, _others={})
         return self._others[request]
 
     def pricer(self, device: Device) -> Pricer:
         """Prices on that card; one for each."""
         if device not in self._pricers:
+            self._recalled[device] = self._recall(device)
             self._pricers[device] = Pricer(self.programs, device, self.request, self.techniques, self.lessons)
         return self._pricers[device]
 
@@ -187,13 +193,23 @@ class Study:
         """The same model with another request, on the same ghost; one for each."""
         if request not in self._others:
             self._others[request] = replace(
-                self, request=request, programs=self.programs.resized(request), _pricers={}, _others={}
+                self, request=request, programs=self.programs.resized(request), _pricers={}, _recalled={}, _others={}
             )
         return self._others[request]
 
     def keep(self) -> None:
-        """Write what was recorded to disk."""
+        """Write what was recorded to disk, and what cuDNN answered."""
         self.programs.keep()
+        for device, rows in self._recalled.items():
+            if self.programs.key and len(known := workspace.known(device)) > rows:
+                self.workspaces.keep(known, self.programs.key, device)
+                self._recalled[device] = len(known)
+
+    def _recall(self, device: Device) -> int:
+        """How many answers of cuDNN are known from before."""
+        rows = self.workspaces.find(self.programs.key, device) if self.programs.key else None
+        workspace.recall(device, rows or ())
+        return len(rows or ())
 
     def order(self, device: Device, budget: int | None = None, host: int | None = None) -> reasons.Order:
         """What is asked of a card, by default within the request's budget."""
@@ -227,7 +243,8 @@ def opened(
     folder = cache or cache_folder()
     return Study(
         model=name, dtype=dtype, request=asked, programs=Programs(source, asked, folder, techniques, tell),
-        techniques=techniques, lessons=kept.read(), answers=Answers(folder / "answers"),
+        techniques=techniques, lessons=kept.read(),
+        answers=Answers(folder / "answers"), workspaces=Answers(folder / "workspaces"),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.census import Count, Stretch, census, timeline
 from planner.choose import NothingFits
+from planner.collector import SELDOM, collecting
 from planner.cost import Cost
 from planner.device import Device
 from planner.errors import BadRequest, Unserved
@@ -173,6 +174,7 @@ def _steps(plan: Plan, pricer: Pricer) -> Iterator[Step]:
         yield Step(what=what, budget=allocated + plan.promise.context, seconds=priced.seconds)
 
 
+@collecting(SELDOM)
 def frontier_of(
     study: Study, device: Device, *, down_to: int = LEAST, host: int | None = None, tell: Tell = silent
 ) -> Frontier:
@@ -219,7 +221,7 @@ def _points(study: Study, device: Device, down_to: int, host: int | None) -> Ite
     pricer, budget = study.pricer(device), ROOMY
     while budget >= down_to:
         try:
-            found = study.choice(device, budget, host)
+            found = study.choice(device, budget, host, spare=TOLERANCE)
         except NothingFits:
             return
         at_least = max(phase.peak.total for phase in found.winner.phases)
@@ -238,6 +240,7 @@ def _undominated(points: Iterable[Point]) -> list[Point]:
     return kept
 
 
+@collecting(SELDOM)
 def comparison(
     study: Study,
     cells: Sequence[tuple[Device, int, float | None]],
@@ -265,6 +268,7 @@ def _each(plan: Plan, hourly: float) -> float:
     return hourly * plan.promise.seconds / 3600 / (plan.request.images * plan.request.prompts)
 
 
+@collecting(SELDOM)
 def largest_of(study: Study, kind: Kind, device: Device, *, host: int | None = None, tell: Tell = silent) -> Largest:
     """The largest size of the request's shape, the largest batch in one call, or the most frames within the budget.
 

@@ -7,7 +7,10 @@ output.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import astuple
 from math import prod
+from typing import Any
 
 from planner import cudnn
 from planner.device import Device
@@ -71,6 +74,19 @@ def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ..
         return first + asked
     first = first or (_rule(conv, device.compute_capability),)
     return (*first, 0) if every else first
+
+
+def known(device: Device) -> list[list[Any]]:
+    """What cuDNN has answered for a card so far, as values for JSON."""
+    return [[*astuple(question), every, sizes] for (question, every), sizes in cudnn.book(_card(device)).items()]
+
+
+def recall(device: Device, rows: Iterable[list[Any]]) -> None:
+    """Spare cuDNN the questions that were `known` in another process, where the same cuDNN answered."""
+    book = cudnn.book(_card(device))
+    for *question, every, sizes in rows:
+        values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in question]
+        book[cudnn.Question(*values), every] = tuple(sizes)
 
 
 def _large(conv: Conv) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from planner import answers, study
+from planner import answers, cudnn, study
 from planner.answers import Answers
 from planner.cards import card
 from planner.plan import Plan
@@ -52,7 +52,7 @@ def no_search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def again(opened: study.Study) -> study.Study:
     """The same in another process: nothing of it is in memory."""
-    return replace(opened, _pricers={}, _others={})
+    return replace(opened, _pricers={}, _recalled={}, _others={})
 
 
 def test_a_plan_is_read_back_as_it_was_made(opened: study.Study, request: pytest.FixtureRequest) -> None:
@@ -102,6 +102,22 @@ def test_nothing_is_kept_of_techniques_of_others(opened: study.Study, tmp_path: 
     foreign = replace(opened, techniques=(*DEFAULT, Foreign(name="mine")))
     foreign.plan(CARD, budget=6 * 10**9)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(cudnn.library() is None, reason="no cuDNN on this machine")
+def test_cudnn_is_asked_once(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process reads what it answered, whatever the budget."""
+    first = replace(study.opened("sd15", SMALL, cache=recorded), workspaces=Answers(tmp_path))
+    cudnn.book.cache_clear()
+    made = first.plan(CARD, budget=6 * 10**9)
+    first.keep()
+    cudnn.book.cache_clear()
+
+    def asked(*_: Any) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(cudnn, "_answer", asked)
+    assert replace(again(first), answers=Answers()).plan(CARD, budget=6 * 10**9) == made
 
 
 def test_what_cannot_be_read_is_worked_out_anew(opened: study.Study, tmp_path: Path) -> None:

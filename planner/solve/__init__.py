@@ -15,7 +15,7 @@ from dataclasses import replace
 from planner.solve.bounds import UNLIMITED
 from planner.solve.contrast import alternatives
 from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution, filled
-from planner.solve.search import Aim, Exact, Search, as_offered
+from planner.solve.search import Aim, Decided, Exact, Search, as_offered, by_all
 
 __all__ = [
     "Alternative",
@@ -38,35 +38,41 @@ def solve(
     accept: Callable[[Solution], bool] = lambda _: True,
     slack: float = 0.02,
     exact: Exact = as_offered,
+    decided: Decided = by_all,
 ) -> Solution:
     """The choice that intervenes least among those feasible, accepted and at most `slack` slower than the fastest.
 
-    That is: lowest fidelity number, then fewest changes, least time, earliest problem, names.  `accept` is asked about
-    the fastest candidates first, then about the preferred ones, never twice about one.  A choice that holds sketches is
-    first put to `exact`, which answers with its offers in full.  Raises `NoSolution`.
+    That is: lowest fidelity number, then fewest changes, least time, earliest problem, names.  Where none so near the
+    fastest feasible choice is accepted, the fastest of those farther off stands in its place, and so on.  `accept` is
+    asked about preferred choices first, never twice about one.  A choice that holds sketches is first put to `exact`,
+    which answers with its offers in full.  `decided` says of a refused choice how many of its first offers suffice for
+    that: of choices that share them no other is asked about.  Raises `NoSolution`.
     """
-    search = Search(problems, accept, exact)
+    search = Search(problems, accept, exact, decided)
     if (solution := _found(search, slack)) is None:
         raise evidence(search.problems, search.refused, exact)
     return solution
 
 
 def found(
-    problems: Sequence[Problem], *, accept: Callable[[Solution], bool], slack: float, exact: Exact
+    problems: Sequence[Problem], *, accept: Callable[[Solution], bool], slack: float, exact: Exact, decided: Decided
 ) -> Solution | None:
     """The same; None where there is nothing, which is all that is said then, and quickly."""
-    return _found(Search(problems, accept, exact), slack)
+    return _found(Search(problems, accept, exact, decided), slack)
 
 
 def _found(search: Search, slack: float) -> Solution | None:
     problems = search.problems
     levels = sorted({0, *(offer.fidelity for problem in problems for group in problem.groups for offer in group)})
-    fastest = search.hunt(Aim(levels[-1]))
-    if fastest is None:
-        return None
-    limit = fastest.time * (1 + slack)
-    hunts = (search.hunt(Aim(level, limit, frugal=True)) for level in levels)
-    return search.solution(next(filter(None, hunts)), min(fastest.time, search.unasked))
+    unasked = UNLIMITED
+    while fastest := search.reach(Aim(levels[-1])):
+        hunts = (search.hunt(Aim(level, fastest.time * (1 + slack), frugal=True)) for level in levels)
+        key = next(filter(None, hunts), None)
+        if search.impatient:
+            unasked = min(unasked, fastest.time)
+        if key:
+            return search.solution(key, min(unasked, fastest.time))
+    return None
 
 
 def smallest(

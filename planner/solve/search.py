@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from planner.solve.bounds import SCALE, UNLIMITED, Bare, Scene, prepare, undominated
+from planner.solve.bounds import SCALE, Bare, Scene, prepare, undominated
 from planner.solve.problem import Offer, Problem, Solution, filled, nanoseconds
 
 PATIENCE = 24
@@ -19,6 +19,8 @@ ninth leaves less than a tenth."""
 
 Exact: TypeAlias = Callable[[Solution], tuple[Offer, ...]]
 """The offers of a choice, sketches in full."""
+Decided: TypeAlias = Callable[[Solution], int]
+"""How many of the first offers of a refused choice suffice for the refusal, whatever the others are."""
 
 
 class Key(NamedTuple):
@@ -50,21 +52,30 @@ def as_offered(solution: Solution) -> tuple[Offer, ...]:
     return tuple(replace(offer, sketch=False) for offer in solution.choice)
 
 
+def by_all(solution: Solution) -> int:
+    """Where nobody knows which offers it was."""
+    return len(solution.choice)
+
+
 class Search:
     """One search over several scenes, with what `accept` has said so far."""
 
     def __init__(
-        self, problems: Sequence[Problem], accept: Callable[[Solution], bool], exact: Exact = as_offered
+        self,
+        problems: Sequence[Problem],
+        accept: Callable[[Solution], bool],
+        exact: Exact = as_offered,
+        decided: Decided = by_all,
     ) -> None:
-        self.problems, self.accept, self.exact = list(problems), accept, exact
+        self.problems, self.accept, self.exact, self.decided = list(problems), accept, exact, decided
         self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self.ruled_out: set[tuple[int, tuple[str, ...]]] = set()
+        """Scenes and the first names of choices that were refused for these."""
         self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
         # Scenes that may be fast come first: what they reach dismisses the others.
         self.order = sorted(range(len(problems)), key=lambda scene: quickest(problems[scene]))
         self.explored = 0
         self.refusals = [0] * len(problems)
-        self.unasked = UNLIMITED
-        """Nanoseconds below which every feasible choice was asked about."""
         self.best: Key | None = None
         self.limit = math.inf
 
@@ -73,26 +84,31 @@ class Search:
         """How many choices were not accepted."""
         return sum(not verdict for verdict in self.verdicts.values())
 
+    @property
+    def impatient(self) -> bool:
+        """Whether choices that fit have been left out."""
+        return max(self.refusals) >= PATIENCE
+
     def hunt(self, aim: Aim) -> Key | None:
         """The best choice that is accepted; each candidate is asked about once."""
-        while key := self.sweep(aim):
+        while key := self.reach(aim):
             place, solution = (key.scene, key.names), self.solution(key, key.time)
-            if any(offer.sketch for offer in solution.choice):
-                self.fill(key.scene, self.exact(solution))
-                continue  # what is known in full is no faster and no leaner than its sketch
             if place not in self.verdicts:
                 self.verdicts[place] = self.accept(solution)
             if self.verdicts[place]:
                 return key
-            self.refuse(key, aim)
-            aim = aim._replace(enough=-1 if aim.frugal else key.time)
+            self.ruled_out.add((key.scene, key.names[: self.decided(solution)]))
+            self.refusals[key.scene] += 1
         return None
 
-    def refuse(self, key: Key, aim: Aim) -> None:
-        """Count a refusal; where patience ends, nothing faster than this choice has been left out."""
-        self.refusals[key.scene] += 1
-        if self.refusals[key.scene] % PATIENCE == 0 and not aim.frugal:
-            self.unasked = min(self.unasked, key.time)
+    def reach(self, aim: Aim) -> Key | None:
+        """The best choice not refused so far, known in full: it is no faster and no leaner than its sketch."""
+        while key := self.sweep(aim):
+            solution = self.solution(key, key.time)
+            if not any(offer.sketch for offer in solution.choice):
+                return key
+            self.fill(key.scene, self.exact(solution))
+        return None
 
     def withheld(self, index: int) -> int:
         """Bytes of a scene's capacity that choices have to leave free by now, after so many were refused."""
@@ -134,8 +150,10 @@ class Search:
 
     def descend(self, scene: Scene, aim: Aim, key: Key, price: int, room: int) -> None:
         """Everything below a partial choice, cheapest first; all sums already hold the least of the groups to come."""
+        if (key.scene, key.names) in self.ruled_out:
+            return
         if len(key.names) == len(scene.groups):
-            if self.verdicts.get((key.scene, key.names), True) and (self.best is None or key < self.best):
+            if self.best is None or key < self.best:
                 self.best = key
                 if not aim.frugal:
                     self.limit = key.time - 1 if key.time > aim.enough else -math.inf
