@@ -397,8 +397,10 @@ class _Writer:
 
     def course(self) -> Iterator[Event]:
         """The events of the outermost body."""
-        remembering = self._program.variant.remembers
-        events = lent(self._program.events, self._hooks, remembering=remembering)
+        program = self._program
+        begun = (event for event in program.events if isinstance(event, Enter) and event.module in self._hooks)
+        names = {event.module for event in begun if self._hooks[event.module].group("", event.own)}
+        events = lent(program.events, names, remembering=program.variant.remembers)
         yield from self._body(events, None, "", Names(count()))
 
     def kept(self) -> Iterator[Event]:
