@@ -25,6 +25,7 @@ from planner import study  # noqa: E402
 from planner.cards import card  # noqa: E402
 from planner.pricing import words  # noqa: E402
 from planner.request import Request  # noqa: E402
+from planner.units import format_bytes, format_seconds  # noqa: E402
 
 RESULTS = HERE / "results" / "quality_runs.md"
 CELLS_SEEN = RESULTS.with_suffix(".csv")
@@ -37,12 +38,12 @@ HEAD = """# Plans on the virtual GPU
 without tiling, that fits; allocated bytes as promised, and as seen under the cap.
 
 Where a cap leaves no room for cuDNN's roomiest engine, the promise still counts with it and the run may show less:
-FLUX.1-dev decodes in 22.63 GB under 24 GB, after 18 workspaces were refused, and without a cap in the promised 23.04.
+FLUX.1-dev decodes in 22.6 GB under 24 GB, after 18 workspaces were refused, and without a cap in the promised 23.0.
 
-Where a plan leaves more than 15 % of the capacity, more would hardly help: "any memory" is what the fastest plan takes
-on that card if its memory had no end.
+Where a plan leaves more than 15 % of the capacity, more would hardly help: "any memory" is what the fastest plan would
+take on that card if its memory had no end.  The share is that of the capacity.
 
-| model | card, budget | our plan | s | any memory, s | best mode by hand that fits | s | faster | promised | seen | of the capacity |
+| model | card, budget | our plan | takes | any memory | best by hand that fits | takes | faster | promised | seen | share |
 |---|---|---|---:|---:|---|---:|---:|---:|---:|---:|
 """
 
@@ -116,7 +117,8 @@ def row(cell: Cell, server: rig.Server | None, before: dict[str, str]) -> dict[s
         "model": cell.model, "cell": f"{cell.card}, {cell.budget}", "seconds": f"{ours.promise.seconds:.1f}",
         "plan": ", ".join(words(option) for option in ours.options if not option.neutral) or "all on the card",
         "by hand": best.get("by hand", "none"), "by hand seconds": f"{float(best.get('by hand seconds', 0)):.1f}",
-        "roomy": f"{roomy:.1f}", "promised": promised, "seen": seen, "share": f"{ours.promise.allocated / ours.capacity:.0%}",
+        "roomy": f"{roomy:.1f}", "promised": promised, "seen": seen,
+        "share": f"{ours.promise.allocated / ours.capacity:.0%}",
     }  # fmt: skip
 
 
@@ -129,12 +131,17 @@ def call(cell: Cell) -> dict[str, Any]:
 def line(row: dict[str, str]) -> str:
     """As the page shows it."""
     theirs, mine = float(row["by hand seconds"]), float(row["seconds"])
-    faster = f"{theirs / mine:.2f}×" if theirs else "–"
+    faster, slower = (f"{theirs / mine:.2f}×", format_seconds(theirs)) if theirs else ("–", "–")
     cells = (
-        row["model"], row["cell"], row["plan"], row["seconds"], row["roomy"], row["by hand"], row["by hand seconds"], faster,
-        row["promised"], row["seen"], row["share"],
+        row["model"], row["cell"], row["plan"], format_seconds(mine), format_seconds(float(row["roomy"])),
+        row["by hand"], slower, faster, _short(row["promised"]), _short(row["seen"]), row["share"],
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"
+
+
+def _short(figure: str) -> str:
+    """Bytes in three digits; words as they are."""
+    return format_bytes(round(float(figure[:-3]) * 1e9)) if figure.endswith(" GB") else figure
 
 
 def main() -> None:

@@ -74,5 +74,5 @@ if __name__ == "__main__":
     folder = sys.argv[1] if len(sys.argv) > 1 else "tiny-sd"
     made = pipeline()
     made.save_pretrained(folder)
-    count = sum(weights.numel() for weights in made.unet.parameters())
-    print(f"{folder}: a Stable Diffusion pipeline whose UNet has {count:,} weights")
+    count = float(f"{sum(weights.numel() for weights in made.unet.parameters()):.2e}")
+    print(f"{folder}: a Stable Diffusion pipeline whose UNet has {count:,.0f} weights")

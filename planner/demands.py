@@ -52,7 +52,11 @@ def chosen(
     """The options that meet a demand.  Raises BadRequest with the reason where there are none."""
     options = technique.options(program, device, request)
     if met := tuple(option for option in options if demand.meets(option)):
-        return met
+        if request.plain and not any(option.plain for option in met):
+            raise BadRequest(
+                f"{demand} needs code of ours, and only plain diffusers was asked for; drop one of the two."
+            )
+        return tuple(option for option in met if option.plain or not request.plain)
     freer = technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY))
     if found := [option for option in freer if demand.meets(option)] or ([] if options else freer):
         level, most = found[0].fidelity.name.lower(), request.fidelity.name.lower()

@@ -15,7 +15,7 @@ from planner.device import BARE_CONTEXTS, Device, published_context
 from planner.plan import Infeasible, Plan, Promise
 from planner.prose import Prose
 from planner.request import PICTURES, Fidelity, Request
-from planner.units import format_bytes, format_flops, format_seconds
+from planner.units import format_bytes, format_count, format_flops, format_seconds
 
 WIDTH = 80
 
@@ -178,10 +178,10 @@ def _budget(plan: Plan) -> str:
 
 
 def _search(plan: Plan) -> str:
-    whole = f" of {plan.combinations:,}" if plan.combinations else ""
+    whole = f" of {format_count(plan.combinations)}" if plan.combinations else ""
     return (
-        f"Search: {plan.explored}{whole} combinations priced, the others ruled out; none that fits is faster than "
-        f"{format_seconds(plan.bound)}.  Fidelity: up to {plan.request.fidelity.name.lower()}."
+        f"Search: {format_count(plan.explored)}{whole} combinations priced, the others ruled out; none that fits is "
+        f"faster than {format_seconds(plan.bound)}.  Fidelity: up to {plan.request.fidelity.name.lower()}."
     )
 
 

@@ -29,8 +29,13 @@ def literal(value: JSON) -> str:
 
 
 def fold(statement: str, indent: int = 0) -> str:
-    """The same code in lines of at most 80 columns, broken inside brackets and, where need be, inside text."""
+    """The same code in lines of at most 80 columns, broken inside brackets and, where need be, inside text.
+
+    What has lines of its own is left as it is.
+    """
     margin = " " * indent
+    if "\n" in statement:
+        return statement
     if indent + len(statement) < WIDTH:
         return margin + statement
     commas = _outermost(statement)

@@ -241,7 +241,8 @@ class Pricer:
         """Those that stand.  Raises BadRequest where none does."""
         kept = [priced for priced in found if self.stands(priced)]
         if not kept:
-            asked = ", ".join((*self._request.use, *(f"without {name}" for name in self._request.without)))
+            words = ["plain"] * self._request.plain
+            asked = ", ".join((*self._request.use, *(f"without {name}" for name in self._request.without), *words))
             raise BadRequest(f"{asked}: no combination has all of it; ask for less.")
         return kept
 
@@ -258,7 +259,7 @@ class Pricer:
             technique = self.techniques.get(name)
             program = self._programs.under(candidate, self.techniques)
             options = technique.options(program, self._device, self._request) if technique else ()
-            self._offered[name, candidate] = options
+            self._offered[name, candidate] = tuple(o for o in options if o.plain or not self._request.plain)
         return self._offered[name, candidate]
 
     def merged(self, priced: Priced, options: Candidate) -> Candidate:

@@ -192,7 +192,7 @@ def _shape(request: Request) -> Request:
     """What of a request shapes a program; budgets and limits do not."""
     plain = Request()
     free = replace(request, calls=1, budget=plain.budget, host_ram=None, fidelity=plain.fidelity, dtype=None)
-    return replace(free, use=(), without=())
+    return replace(free, use=(), without=(), plain=False)
 
 
 def _described(request: Request, variant: Variant) -> str:

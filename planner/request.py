@@ -173,6 +173,8 @@ class Request:
     """Techniques the plan must have, such as `micro_batch` or `vae_tiling=512`."""
     without: tuple[str, ...] = ()
     """Techniques it must not have."""
+    plain: bool = False
+    """Whether its code has to do without this package: nothing that diffusers lacks, such as `streaming`."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram"):
@@ -187,6 +189,8 @@ class Request:
         object.__setattr__(self, "dtype", _dtype(self.dtype))
         for name in ("use", "without"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
+        if not isinstance(self.plain, bool):
+            raise BadRequest(f"plain is {self.plain!r}; it has to be true or false.")
         for name in PICTURES:
             object.__setattr__(self, name, sizes(name, getattr(self, name)))
         object.__setattr__(self, "extra", tuple((name, _frozen(name, value)) for name, value in self.extra))

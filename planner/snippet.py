@@ -1,6 +1,6 @@
 """Snippet: a plan as plain diffusers code to copy, from loading to the call.
 
-It needs nothing of the planner but the functions for what diffusers lacks.
+It needs nothing of the planner but the functions for what diffusers lacks, and says so; a `plain` plan needs none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ _GIVES = re.compile(r"\(MODEL, (?P<argument>quantization_config=.*)\)")
 _ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
 """An option that is an argument of the call."""
 GGUF = "GGUFQuantizationConfig"
-_OURS = "from planner."
 _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
 
 
@@ -51,7 +50,13 @@ def code(plan: Plan) -> str:
     setting = [line for option in plan.options for line in _setting(option)]
     imports += dict.fromkeys(line for line in setting if line.startswith(("from ", "import ")))
     setting = [line for line in setting if line not in imports]
-    return "\n".join((*imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
+    return "\n".join((*_needs(plan), *imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
+
+
+def _needs(plan: Plan) -> Iterator[str]:
+    """What the code cannot do without this package, and how to have code that can."""
+    if ours := dict.fromkeys(option.technique for option in plan.options if not option.plain):
+        yield f"# needs vram-planner for {', '.join(ours)}; plan with --plain to do without"
 
 
 def spoken(option: Option) -> str:
@@ -148,7 +153,7 @@ def _setting(option: Option) -> Iterator[str]:
     elsewhere = (_LOADS.match, _ADDS.fullmatch, _GENERATES.search)
     calls = [call for call in option.calls if not any(found(call) for found in elsewhere)]
     if any(not call.startswith(("from ", "import ")) for call in calls):
-        ours = ", which diffusers lacks" if any(call.startswith(_OURS) for call in calls) else ""
+        ours = "" if option.plain else ", which diffusers lacks"
         yield f"# {spoken(option)}{ours}"
     yield from map(fold, calls)
 

@@ -39,6 +39,11 @@ def format_bytes(n: int) -> str:
     return f"{n} B"
 
 
+def format_count(n: int) -> str:
+    """Three significant digits, `68,000`."""
+    return f"{round(float(f'{n:.2e}')):,}"
+
+
 def format_flops(rate: float) -> str:
     """`40.6 TFLOP/s`, `2.25 PFLOP/s`."""
     name, size = ("PFLOP/s", 1e15) if float(f"{rate:.2e}") >= 1e15 else ("TFLOP/s", 1e12)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from techniques import tiny
 
-from planner import plan
+from planner import plan, snippet
 from planner.cards import card
 from planner.errors import BadRequest
 from planner.request import Request
+from planner.study import opened
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,8 @@ def test_what_is_ruled_out_is_not(sdxl: Any) -> None:
         ({"use": ["streaming"]}, "chosen for each component by itself"),
         ({"use": ["tracing=jit", "placement=sequential"], "calls": 9}, "no combination has all of it"),
         ({"use": [""]}, "it has to name techniques"),
+        ({"use": ["micro_batch"], "plain": True}, "micro_batch needs code of ours, and only plain diffusers"),
+        ({"plain": "yes"}, "it has to be true or false"),
     ],
 )
 def test_what_cannot_be_had_is_refused(sdxl: Any, wanted: dict[str, Any], reason: str) -> None:
@@ -67,3 +70,19 @@ def test_what_cannot_be_had_is_refused(sdxl: Any, wanted: dict[str, Any], reason
 def test_a_single_name_needs_no_list() -> None:
     assert Request(use="micro_batch").use == ("micro_batch",)  # type: ignore[arg-type]
     assert Request.from_json(Request(use=("split=2",), without=("tracing",)).to_json()).without == ("tracing",)
+
+
+def test_a_plain_plan_needs_no_code_of_ours(sdxl: Any) -> None:
+    """Of techniques that are ours nothing is on offer; code that needs us says so, and how to do without."""
+    study = opened(sdxl, Request(height=512, width=512, steps=2, images=2, plain=True))
+    pricer = study.pricer(card("rtx-3070"))
+    offered = {name: pricer.offered(name, pricer.price(())) for name in pricer.techniques}
+    assert all(option.plain for options in offered.values() for option in options)
+    assert not offered["streaming"]
+    assert not offered["micro_batch"]
+    assert {"resident", "model", "group_leaf_stream"} <= {option.value for option in offered["placement"]}
+    first = snippet.code(planned(sdxl, use=["micro_batch"])).partition("\n")[0]
+    assert first == "# needs vram-planner for micro_batch; plan with --plain to do without"
+    made = planned(sdxl, plain=True)
+    assert "planner" not in snippet.code(made)
+    assert made.from_json(made.to_json()).request.plain

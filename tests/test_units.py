@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import BadRequest
-from planner.units import format_bytes, format_seconds, parse_bytes, spell_bytes
+from planner.units import format_bytes, format_count, format_seconds, parse_bytes, spell_bytes
 
 AMOUNTS = st.integers(0, 10**15)
 
@@ -128,3 +128,8 @@ def test_shown_seconds_read_back_within_their_rounding(s: float) -> None:
     words = format_seconds(s).split()
     shown = sum(float(number) * seconds[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
     assert abs(shown - s) <= max(s / 100, 0.5 if 60 <= s < 3600 else 0)
+
+
+@pytest.mark.parametrize(("count", "said"), [(7, "7"), (999, "999"), (1234, "1,230"), (67_968, "68,000")])
+def test_counts_have_three_digits(count: int, said: str) -> None:
+    assert format_count(count) == said

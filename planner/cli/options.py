@@ -69,6 +69,7 @@ CALL: tuple[Callable[[Command], Command], ...] = (
     click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy."),
     click.option("--use", multiple=True, metavar="TECH[=VALUE]", help="A technique the plan must have; repeatable."),
     click.option("--without", multiple=True, metavar="TECH", help="A technique it must not have; repeatable."),
+    click.option("--plain", is_flag=True, help="Only what diffusers can do by itself."),
     click.option("--host-ram", metavar="SIZE", help="Host memory the plan may use."),
     click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Further call argument; a JSON value."),
 )

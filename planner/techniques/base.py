@@ -10,6 +10,9 @@ from planner.device import Device
 from planner.program import Program, Variant
 from planner.request import Fidelity, Request
 
+OURS = "from planner."
+"""How code begins that needs this package."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -28,7 +31,12 @@ class Option:
     lean: bool = False
     """It saves memory and never time: tried only where nothing of its fidelity fits without."""
     calls: tuple[str, ...] = ()
-    """The plain diffusers code that does the same, one statement per line; empty where nothing is done."""
+    """The diffusers code that does the same, statement by statement; empty where nothing is done."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether that code does without us."""
+        return not any(call.startswith(OURS) for call in self.calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from planner.errors import ApplyFailed
 from planner.holding import hold
 from planner.program import Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
+from planner.techniques import inlined
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, is_ghost, modules, remember, undone_on_error
 from planner.techniques.tracing import is_denoiser
@@ -39,7 +40,7 @@ class LayerwiseCasting:
         able = [component for component in program.components if _can(component)]
         if not able or request.fidelity < Fidelity.LOSSY:
             return ()
-        calls = tuple(call for component in able for call in _calls(component))
+        calls = (inlined.HOLD, *(call for component in able for call in _calls(component)))
         return (Option(technique=self.name, value=STORAGE, fidelity=Fidelity.LOSSY, calls=calls),)
 
     def variant(self, variant: Variant, option: Option) -> Variant:
@@ -72,8 +73,7 @@ def _calls(component: Component) -> tuple[str, ...]:
     dtypes = f"storage_dtype=torch.{STORAGE}, compute_dtype=torch.{component.dtype}"
     return (
         f"pipe.{component.name}.enable_layerwise_casting({dtypes})",
-        "from planner.holding import hold",
-        f"hold(pipe.{component.name})",
+        inlined.HELD.format(name=component.name),
     )
 
 

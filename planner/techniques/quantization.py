@@ -12,7 +12,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed, BadRequest
 from planner.program import Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
-from planner.techniques import packing
+from planner.techniques import inlined, packing
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, is_ghost, modules, undone_on_error
 from planner.techniques.tracing import is_denoiser
@@ -24,8 +24,6 @@ DTYPES = {"int8": ("bfloat16", "float32"), "float8": ("bfloat16", "float16", "fl
 """Weights they are made from: an int8 product is scaled when it is summed, and its sums leave the range of float16."""
 LARGE = 1_000_000_000
 """Bytes from which a text encoder is worth rounding: T5-XXL and language models are, CLIP is not."""
-IMPORT = "from planner.techniques.quantization import quantize_blocks"
-"""torchao's `quantize_` would take embedders and the last layer too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class Quantization:
         taken = program.variant.setting("layerwise_casting") or program.variant.setting(self.name)
         if taken or request.fidelity < Fidelity.LOSSY:
             return ()
-        found = [(value, (IMPORT, *calls)) for value in CONFIGS if (calls := tuple(self._calls(program, value)))]
+        found = [(value, tuple(self._calls(program, value))) for value in CONFIGS]
         named = [name.partition("=")[2] for name in request.use if name.startswith(f"{self.name}=")]
         found += [(value, self._loads(program, value)) for value in packing.BITS if value in (*packing.USUAL, *named)]
         return tuple(
@@ -114,9 +112,13 @@ class Quantization:
         return _gone(", ".join(chosen), packing.BITS[value]) if self.for_good else _nothing
 
     def _calls(self, program: Program, value: str) -> Iterator[str]:
-        if importlib.util.find_spec("torchao") is not None:
-            able = (part for part in self._taken(program) if part.dtype in DTYPES[value])
-            yield from (f'quantize_blocks(pipe.{part.name}, "{value}")' for part in able)
+        able = [part for part in self._taken(program) if part.dtype in DTYPES[value]]
+        if not able or importlib.util.find_spec("torchao") is None:
+            return
+        yield f"from torchao.quantization import {CONFIGS[value]}, quantize_"
+        yield inlined.WITHIN
+        config = f"{CONFIGS[value]}(set_inductor_config=False)"
+        yield from (f"quantize_(pipe.{part.name}, {config}, within_blocks(pipe.{part.name}))" for part in able)
 
     def _loads(self, program: Program, value: str) -> tuple[str, ...]:
         unread = all("unread" in part.traits for part in program.components)

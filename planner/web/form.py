@@ -13,7 +13,7 @@ from planner.device import Device
 from planner.errors import BadRequest
 from planner.probe import device_of_size
 from planner.profiles import PipelineProfile
-from planner.request import Fidelity, Request
+from planner.request import JSON, Fidelity, Request
 from planner.units import format_bytes, parse_bytes
 
 OTHER = "other"
@@ -39,6 +39,7 @@ class Form:
     steps: int | None = None
     budget: str = "auto"
     fidelity: str = "faithful"
+    plain: bool = False
 
     @property
     def profile(self) -> PipelineProfile:
@@ -54,7 +55,8 @@ class Form:
     def request(self) -> Request:
         """The call and its limits.  Raises BadRequest."""
         figures = {name: getattr(self, name) for name in USUAL}
-        return Request.from_json({**figures, "images": self.batch, "budget": self.budget, "fidelity": self.fidelity})
+        limits: dict[str, JSON] = {"budget": self.budget, "fidelity": self.fidelity, "plain": self.plain}
+        return Request.from_json({**figures, "images": self.batch, **limits})
 
 
 FIELDS = tuple(field.name for field in fields(Form))
@@ -84,6 +86,8 @@ def read(parameters: Mapping[str, str], start: Form) -> Form:
     for name in COUNTS:
         if name in given:
             given[name] = _count(name, given[name])
+    if "plain" in given:
+        given["plain"] = _flag("plain", given["plain"])
     form = completed(replace(start, **given))
     Fidelity.parse(form.fidelity)
     return form
@@ -93,6 +97,12 @@ def _count(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise BadRequest(f"{name} is {text!r} in this link; it has to be a whole number of at least 1.")
     return int(text)
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in ("True", "False"):
+        raise BadRequest(f"{name} is {text!r} in this link; it has to be True or False.")
+    return text == "True"
 
 
 def models() -> list[tuple[str, str]]:

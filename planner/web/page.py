@@ -91,7 +91,7 @@ def built(desk: Desk, start: Form) -> Any:
         how: dict[str, Any] = {"outputs": outputs, "show_progress_on": [verdict], "concurrency_id": "plan"}
         inputs = {*fields.values(), tab}
         edited = [fields[name].submit for name in TYPED]
-        edited += [fields[name].input for name in ("card", "fidelity")]
+        edited += [fields[name].input for name in ("card", "fidelity", "plain")]
         answered = [
             page.load(handlers.opened, **how),
             fields["model"].input(handlers.chosen, inputs, **how),
@@ -124,8 +124,9 @@ def _fields(start: Form) -> dict[str, Any]:
         add(gr.Number, "steps", "Steps", **count)
     add(gr.Textbox, "budget", "Budget", info="8GB, 8GiB, 80%, or auto: all of it")
     levels = [level.name.lower() for level in Fidelity]
-    meant = "exact: the same numbers; faithful: tiles and half precision too; lossy: fp8 weights too"
+    meant = "exact: the same numbers; faithful: tiles and half precision too; lossy: weights in 8 or 4 bits too"
     add(gr.Radio, "fidelity", "Fidelity", choices=levels, info=meant)
+    add(gr.Checkbox, "plain", "Plain diffusers", info="Only what its own code can do")
     assert tuple(made) == FIELDS
     return made
 

@@ -74,11 +74,17 @@ def test_offered_by_request(dtype: str, traits: frozenset[str], request_: Reques
     assert all(option.fidelity == Fidelity.LOSSY for option in options)
 
 
-def test_calls_are_diffusers_own(flux: Any) -> None:
+def test_calls_do_the_same_without_us(flux: Any) -> None:
+    """Weights are cast for as long as a layer runs, and are then the very ones they were."""
     whole = programs.program(programs.transformer(dtype="float32", traits=ABLE))
     (option,) = CASTING.options(whole, programs.device(), LOSSY)
-    exec(option.calls[0], {"pipe": flux, "torch": torch})
-    assert flux.transformer.x_embedder.weight.dtype == torch.float8_e4m3fn
+    assert option.plain
+    exec("\n".join(option.calls), {"pipe": flux, "torch": torch})
+    layer = flux.transformer.x_embedder
+    small = layer.weight.data_ptr()
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert layer(torch.zeros(1, layer.in_features)).dtype == torch.float32
+    assert (layer.weight.dtype, layer.weight.data_ptr()) == (torch.float8_e4m3fn, small)
 
 
 def test_variant() -> None:

@@ -9,7 +9,7 @@ import torch
 from planner import host
 from planner.errors import ApplyFailed, BadRequest
 from planner.ghost import ghost_of
-from planner.packed import parts
+from planner.packed import is_packed, parts
 from planner.program import Setting, Variant
 from planner.request import Fidelity, Request
 from planner.snapshot import snapshot
@@ -154,9 +154,12 @@ def test_not_offered_without_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calls_do_the_same(flux: Any) -> None:
     whole = programs.program(programs.transformer(dtype="float32", traits=DENOISER))
     chosen = QUANTIZATION.options(whole, programs.device(), LOSSY)[0]
-    for line in chosen.calls:
-        exec(line, space := {**globals(), "pipe": flux})
-        globals().update({"quantize_blocks": space["quantize_blocks"]})
+    mine = list(layers_of(flux.transformer, str(chosen.value)))
+    assert chosen.plain
+    exec("\n".join(chosen.calls), {"torch": torch, "pipe": flux})
+    linear = [part for part in flux.transformer.modules() if isinstance(part, torch.nn.Linear)]
+    assert len(mine) < len(linear)
+    assert [part for part in linear if is_packed(part.weight)] == [part for part in linear if part in mine]
     assert "quantized" in component_of("transformer", flux.transformer, flux).traits
 
 

@@ -5,14 +5,16 @@ That of `tracing`, whose graphs and compilers need kernels, is run on the host (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import headers
 import pytest
 from rig import Server, card
 
-from planner import cards, plan
+from planner import cards, plan, profiles
+from planner.request import PICTURES
 from planner.snippet import ARGUMENTS, code
 
 PROMPT = " ".join(["word"] * 64)
@@ -20,37 +22,16 @@ PROMPT = " ".join(["word"] * 64)
 SMALL = {"height": 512, "width": 512, "steps": 2}
 
 
-def printed(model: str, snippet: str, prompt: str) -> dict[str, Any]:
-    """Sent to the virtual GPU: the snippet, with `from_pretrained` answered from the shipped profile."""
-    import diffusers
+def printed(model: str, kind: str, pictures: list[str], snippet: str, prompt: str, rounded: bool) -> dict[str, Any]:
+    """Sent to the virtual GPU: the snippet, with what it loads made from the shipped profiles."""
     import torch
-    from inside import pipelines, smallvalues
-    from PIL import Image
-
-    from planner import profiles
-    from planner.techniques import quantization
-
-    def loaded(hub_id: str, torch_dtype: object, **without: None) -> Any:
-        assert profiles.find(hub_id) == profiles.find(model)
-        parts = dict.fromkeys(without, pipelines.LEFT_OUT)
-        if isinstance(torch_dtype, dict):
-            parts |= {name: str(dtype).partition(".")[2] for name, dtype in torch_dtype.items() if name != "default"}
-            torch_dtype = torch_dtype["default"]
-        return pipelines.shipped(model, str(torch_dtype).partition(".")[2], parts=parts)
-
-    moved = diffusers.DiffusionPipeline.to
-
-    def to(pipe: Any, device: str) -> Any:  # in the order in which a plan moves them: diffusers goes by a set
-        for part in pipe.components.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(device)
-        return moved(pipe, device)
+    from inside import hub, smallvalues
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
-    diffusers.DiffusionPipeline.to = to
-    getattr(diffusers, profiles.find(model).pipeline).from_pretrained = loaded
-    diffusers.utils.load_image = lambda _: Image.new("RGB", (64, 64))
-    quantization.is_ghost = lambda _: True  # of each shape one weight is rounded, the others are made like it
+    hub.in_order()
+    hub.stand_in(model, kind, pictures)
+    if rounded:
+        hub.round_alike()
     with torch.no_grad():
         exec(snippet.replace('"…"', repr(prompt)), {})
     return {
@@ -59,17 +40,17 @@ def printed(model: str, snippet: str, prompt: str) -> dict[str, Any]:
     }
 
 
-def applied(model: str, made: dict[str, Any], call: dict[str, Any]) -> int:
+def applied(model: str, pictures: list[str], made: dict[str, Any], call: dict[str, Any], rounded: bool) -> int:
     """Sent to the virtual GPU: the same plan applied by the planner."""
     import torch
-    from inside import arguments, pipelines, smallvalues
+    from inside import arguments, hub, smallvalues
 
     from planner import Plan
-    from planner.techniques import quantization
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
-    quantization.is_ghost = lambda _: True  # as above
-    pipe = pipelines.shipped(model)
+    if rounded:
+        hub.round_alike()
+    pipe = hub.pipeline(model, pictures=pictures)
     Plan.from_json(made).apply(pipe)
     with torch.no_grad():
         pipe(**arguments.of(pipe, call))
@@ -85,6 +66,8 @@ class Case:
     card: str = "rtx-3070"
     needs: str = ""
     """A library without which there is nothing to run."""
+    source: str = ""
+    """`folder` where the model is one in hub layout, `gguf` where its transformer is in a file."""
 
 
 LARGE = "rtx-3090"
@@ -92,6 +75,7 @@ CASES = {
     "tiles": Case("sd15", {"budget": "8GB", "height": 2224, "width": 3840, "steps": 2}),
     "offload": Case("sd3-medium", {"budget": "80%", **SMALL, "height": 1024, "width": 1024}),
     "streams": Case("sd15", {"use": ["micro_batch=1"], "without": ["placement"], "budget": "1.6GB", **SMALL}),
+    "plain": Case("sd15", {"plain": True, "budget": "1.6GB", **SMALL}),
     "groups": Case(
         "sd15",
         {"use": ["placement=group_leaf_stream", "layerwise_casting"], "budget": "80%", "fidelity": "lossy", **SMALL},
@@ -109,7 +93,35 @@ CASES = {
     "8 bits": Case(
         "sd3-medium", {"use": ["quantization=float8"], "fidelity": "lossy", "budget": "80%", **SMALL}, needs="torchao"
     ),
+    "channels last": Case("sd15", {"use": ["channels_last_denoiser", "channels_last_vae"], "budget": "80%", **SMALL}),
+    "slices": Case("sd15", {"use": ["vae_slicing"], "images": 2, "budget": "80%", **SMALL}),
+    "attention": Case("sd15", {"use": ["attention=math"], "budget": "80%", **SMALL}),
+    "segments": Case("sd15", {"use": ["expandable_segments"], "budget": "80%", **SMALL}),
+    "on the host": Case("sd15", {"use": ["vae_on_host"], "budget": "80%", "height": 64, "width": 64, "steps": 2}),
+    "half precision": Case("sd15", {"use": ["precision"], "budget": "80%", **SMALL}, source="folder"),
+    "steps": Case(
+        "flux1-dev",
+        {"use": ["step_cache=pyramid:2"], "fidelity": "lossy", "budget": "70GB", **SMALL, "steps": 4},
+        "a100-sxm4-80gb",
+    ),
+    "from a file": Case(
+        "flux1-dev", {"use": ["placement=model"], "budget": "22GB", **SMALL}, LARGE, needs="gguf", source="gguf"
+    ),
+    "under a mask": Case(
+        "sd15", {"image": True, "mask": True, "strength": 1.0, "use": ["vae_tiling=256"], "budget": "80%", **SMALL}
+    ),
+    "under control": Case("sd15", {"control": True, "use": ["placement=model"], "budget": "80%", **SMALL}),
 }
+
+
+def of(case: Case, folder: Path) -> tuple[str, list[str]]:
+    """What to plan: its name or folder, and components from files."""
+    if case.source == "folder":
+        profile = profiles.find(case.model)  # without dtypes it is in single precision
+        profile = replace(profile, components=tuple(replace(part, dtype="") for part in profile.components))
+        profiles.write_folder(profile, folder)
+        return str(folder), []
+    return case.model, [f"transformer={headers.flux(folder / 'q4.gguf', 'Q4_K')}"] if case.source == "gguf" else []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -117,15 +129,22 @@ def test_the_printed_code_does_what_the_plan_does(vgpu: Server, tmp_path: Path, 
     case = CASES[name]
     if case.needs:
         pytest.importorskip(case.needs)
-    made = plan(case.model, device=cards.card(case.card), cache=tmp_path, **case.wanted)
+    model, components = of(case, tmp_path)
+    device, cache = cards.card(case.card), tmp_path / "cache"
+    made = plan(model, device=device, components=components, cache=cache, **case.wanted)
     assert any(not option.neutral for option in made.options)
     assert all(made.option(each.partition("=")[0]) for each in case.wanted.get("use", ()))
     assert made.option("streaming") or "placement" not in case.wanted.get("without", ())
+    assert "planner" not in code(made) or not made.request.plain
     properties = {**card(case.card), "context": made.promise.context}
-    by_hand = vgpu.script(printed, {"model": case.model, "snippet": code(made), "prompt": PROMPT}, **properties)
+    pictures = [name for name in PICTURES if getattr(made.request, name)]
+    same = {"model": made.model, "pictures": pictures, "rounded": bool(made.option("quantization"))}
+    by_hand = vgpu.script(
+        printed, {**same, "kind": made.pipeline, "snippet": code(made), "prompt": PROMPT}, **properties
+    )
     call = {name: value for field, name in ARGUMENTS.items() if (value := getattr(made.request, field)) is not None}
     call |= {"prompt": [PROMPT] * made.request.prompts if made.request.prompts > 1 else PROMPT}
     call |= {"num_images_per_prompt": made.request.images} if made.request.images > 1 else {}
-    by_plan = vgpu.script(applied, {"model": case.model, "made": made.to_json(), "call": call}, **properties)
+    by_plan = vgpu.script(applied, {**same, "made": made.to_json(), "call": call}, **properties)
     assert by_hand["allocated"] == pytest.approx(by_plan, rel=1e-3)
     assert by_hand["cap"] == pytest.approx(made.capacity, rel=1e-6)

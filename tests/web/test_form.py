@@ -24,7 +24,7 @@ FORMS = st.builds(
     vram=st.sampled_from(["8GB", "23.5GiB", "a lot & more"]),
     width=COUNT, height=COUNT, frames=COUNT, batch=st.integers(1, 99), steps=COUNT,
     budget=st.sampled_from(["auto", "80%", "auto-1GB", "7 GB"]),
-    fidelity=st.sampled_from(["exact", "faithful", "lossy"]),
+    fidelity=st.sampled_from(["exact", "faithful", "lossy"]), plain=st.booleans(),
 )  # fmt: skip
 
 
@@ -48,7 +48,13 @@ def test_a_link_may_say_more_than_we_know() -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "said"),
-    [({"width": "wide"}, "'wide'"), ({"batch": "-1"}, "'-1'"), ({"model": "sd99"}, "sd99"), ({"fidelity": "x"}, "'x'")],
+    [
+        ({"width": "wide"}, "'wide'"),
+        ({"batch": "-1"}, "'-1'"),
+        ({"model": "sd99"}, "sd99"),
+        ({"fidelity": "x"}, "'x'"),
+        ({"plain": "x"}, "'x'"),
+    ],
 )
 def test_a_broken_link_is_refused_in_a_sentence(parameters: dict[str, str], said: str) -> None:
     with pytest.raises(BadRequest, match=said):
