@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models import attention_dispatch as dispatch
+from diffusers.models import attention_processor as processors
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
-from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor
 
 from planner.attention import chosen as backend
 from planner.attention import requests
@@ -311,6 +314,87 @@ def test_a_package_is_dispatched_to_and_left_again(flux: Any, value: str, monkey
     assert before.difference(snapshot(flux)) == ()
     assert torch.equal(tiny.run(flux), output)
     assert not asked
+
+
+class Xformers:
+    """xFormers' one function, computed by torch on a CPU, which it has no kernels for."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def memory_efficient_attention(
+        self, q: Any, k: Any, v: Any, attn_bias: Any = None, p: float = 0.0, scale: Any = None, op: Any = None
+    ) -> Any:
+        assert (p, op) == (0.0, None)
+        self.calls += 1
+        if q.dim() == 3:  # heads among the rows
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_bias, scale=scale)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_bias, scale=scale).transpose(1, 2)
+
+
+@pytest.fixture
+def xformers(monkeypatch: pytest.MonkeyPatch) -> Xformers:
+    """As where the package is installed."""
+    kernels = Xformers()
+    for module in (dispatch, processors):
+        monkeypatch.setattr(module, "is_xformers_available", lambda: True)
+    monkeypatch.setattr(dispatch, "_CAN_USE_XFORMERS_ATTN", True)
+    monkeypatch.setattr(dispatch, "xops", kernels)
+    monkeypatch.setattr(processors, "xformers", SimpleNamespace(ops=kernels))
+    return kernels
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_xformers_on_a_unet_and_off_again(
+    name: str, tmp_path: Any, xformers: Xformers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, randn = tiny.MAKERS[name](tmp_path), torch.randn
+    before, output = snapshot(pipe), tiny.run(pipe)
+
+    def on_the_host(*size: Any, **given: Any) -> torch.Tensor:
+        return randn(*size, **(given | {"device": "cpu"}))
+
+    with monkeypatch.context() as pretending:  # diffusers tries the kernel on a card before it takes it
+        pretending.setattr(torch.cuda, "is_available", lambda: True)
+        pretending.setattr(torch, "randn", on_the_host)
+        undo = ATTENTION.apply(pipe, option("xformers"))
+    assert isinstance(pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor, XFormersAttnProcessor)
+    xformers.calls = 0
+    assert torch.allclose(tiny.run(pipe), output, atol=1e-5)
+    assert xformers.calls
+    undo()
+    xformers.calls = 0
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
+    assert not xformers.calls
+
+
+@pytest.mark.parametrize("value", ["xformers", "cudnn"])
+@pytest.mark.parametrize("name", ["flux", "wan"])
+def test_a_transformer_is_dispatched_there_and_back(
+    name: str, value: str, tmp_path: Any, xformers: Xformers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def kernel(backend: object) -> Any:
+        asked.append(backend)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", kernel)  # cuDNN has none for CPUs
+    pipe = tiny.MAKERS[name](tmp_path)
+    before, output = snapshot(pipe), tiny.run(pipe)
+    undo = ATTENTION.apply(pipe, option(value))
+    assert torch.allclose(tiny.run(pipe), output, atol=1e-5)
+    assert bool(xformers.calls) == (value == "xformers")
+    assert set(asked) == ({torch.nn.attention.SDPBackend.CUDNN_ATTENTION} if value == "cudnn" else set())
+    undo()
+    asked.clear()
+    xformers.calls = 0
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
+    assert not asked
+    assert not xformers.calls
 
 
 @pytest.mark.parametrize("head", [40, 64, 72, 128])

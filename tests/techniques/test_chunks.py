@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import HunyuanVideoPipeline
 from PIL import Image
 
 from planner.errors import ApplyFailed
@@ -36,7 +39,8 @@ def video(pipe: Any) -> torch.Tensor:
     words = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(1, 6, dtype=torch.bool)
     prompt = {"prompt_embeds": words, "prompt_attention_mask": mask, "guidance_scale": 1.0}
-    return pipe(num_frames=33, **prompt, **call).frames
+    pooled = {"pooled_prompt_embeds": words[:, 0]} if isinstance(pipe, HunyuanVideoPipeline) else {}
+    return pipe(num_frames=33, **prompt, **pooled, **call).frames
 
 
 def decoded(pipe: Any) -> list[tuple[int, ...]]:
@@ -70,18 +74,33 @@ def test_frames_are_decoded_a_few_at_a_time() -> None:
     check(pipe, DecodeChunks(), 2, near=0.2)
 
 
-def test_a_video_is_decoded_in_runs() -> None:
-    pipe = tiny.ltx()
-    assert len(decoded(pipe)) == 1
-    undo = VaeFrames().apply(pipe, Option(technique="vae_frames", value=16))
-    assert max(shape[2] for shape in decoded(pipe)) == 3
+@pytest.mark.parametrize(("make", "run"), [(tiny.ltx, 16), (tiny.hunyuan_video, 8)])
+def test_a_video_is_decoded_in_runs(make: Callable[[], Any], run: int) -> None:
+    pipe = make()
+    longest = max(shape[2] for shape in decoded(pipe))
+    undo = VaeFrames().apply(pipe, Option(technique="vae_frames", value=run))
+    assert max(shape[2] for shape in decoded(pipe)) == 3 < longest
     undo()
-    check(pipe, VaeFrames(), 16, near=0.2)
+    check(pipe, VaeFrames(), run, near=0.2)
 
 
 def test_feed_forward_layers_take_frame_by_frame() -> None:
     pipe = tiny.stable_video()
     check(pipe, ForwardChunks(), "", near=1e-4)
+
+
+def test_feed_forward_layers_of_an_image_take_row_by_row(tmp_path: Path) -> None:
+    pipe, rows = tiny.stable_diffusion_3(tmp_path), list[int]()
+    before, output = snapshot(pipe), tiny.run(pipe)
+    undo = ForwardChunks().apply(pipe, Option(technique="forward_chunks"))
+    layer = pipe.transformer.transformer_blocks[0].ff
+    hook = layer.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    assert torch.allclose(tiny.run(pipe), output, atol=1e-5)
+    hook.remove()
+    assert set(rows) == {1}
+    undo()
+    assert before.difference(snapshot(pipe)) == ()
+    assert torch.equal(tiny.run(pipe), output)
 
 
 def test_none_of_it_where_it_cannot_be(sd: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     AutoencoderKLWan,
@@ -22,8 +23,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     StableVideoDiffusionPipeline,
@@ -172,6 +177,10 @@ def arguments(pipe: Any, images: int = 1, edge: int = 32, seeds: tuple[int, ...]
     call["num_images_per_prompt"] = images
     if isinstance(pipe, FluxPipeline):
         return call | {"prompt_embeds": words, "pooled_prompt_embeds": words[:, 0]}
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        pooled = torch.cat([words[:, 0], words[:, 1]], -1)
+        rejected = {"negative_prompt_embeds": words * 0.5, "negative_pooled_prompt_embeds": pooled * 0.5}
+        return call | {"prompt_embeds": words, "pooled_prompt_embeds": pooled, **rejected}
     return call | {"prompt": PROMPT}
 
 
@@ -238,4 +247,38 @@ def cogvideox(_: Path | None = None) -> CogVideoXPipeline:
     return CogVideoXPipeline(
         transformer=transformer.eval(), vae=vae.eval(), text_encoder=T5EncoderModel(t5).eval(), tokenizer=None,
         scheduler=CogVideoXDDIMScheduler(),
+    )  # fmt: skip
+
+
+def stable_diffusion_3(folder: Path) -> StableDiffusion3Pipeline:
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=True)
+    transformer = SD3Transformer2DModel(
+        sample_size=32, patch_size=1, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=16, pooled_projection_dim=32,
+    )  # fmt: skip
+    words = tokenizer(folder)
+    return StableDiffusion3Pipeline(
+        vae=image_vae(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0, scaling_factor=1.0),
+        text_encoder=clip(CLIPTextModelWithProjection), tokenizer=words,
+        text_encoder_2=clip(CLIPTextModelWithProjection), tokenizer_2=words,
+        text_encoder_3=T5EncoderModel(t5).eval(), tokenizer_3=None, transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+
+
+def hunyuan_video(_: Path | None = None) -> HunyuanVideoPipeline:
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=1, patch_size_t=1, guidance_embeds=True, text_embed_dim=16,
+        pooled_projection_dim=16, rope_axes_dim=(4, 6, 6),
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+    )  # fmt: skip
+    return HunyuanVideoPipeline(
+        transformer=transformer.eval(), vae=vae.eval(), text_encoder=None, tokenizer=None, text_encoder_2=clip(),
+        tokenizer_2=None, scheduler=FlowMatchEulerDiscreteScheduler(),
     )  # fmt: skip

@@ -1,29 +1,30 @@
-"""Techniques that need a recording of their own, on full-size pipelines of several families: predicted against seen."""
+"""Single techniques on full-size pipelines of several families: promised against seen, and taken back."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rig
+from applied import allocated, plan_of, promised, ran, roomy
 from rig import Server
 
 sys.path.append(str(rig.PROJECT / "benchmarks"))
 
-from founding import PROMPT, STEPS, on_the_card
+from founding import PROMPT, STEPS
 
 from planner import profiles
-from planner.cards import card
+from planner.plan import Plan
 from planner.pricing import Pricer
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.snippet import ARGUMENTS
 from planner.techniques import DEFAULT
 
-CARD, VRAM = "rtx-3090", 80 * rig.GIB
+CARD = "rtx-3090"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,10 @@ class Case:
     saves: bool = True
     """Whether it takes less memory."""
     placement: str = "resident"
+    dtype: str | None = None
+    """Of the weights as they are loaded, where it is not what the profile says."""
+    least: float = 0.999
+    """Of what was seen in that phase, as much is promised."""
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.model, *self.use, self.placement)))
@@ -67,12 +72,21 @@ class Case:
 SQUARE = {"height": 1024, "width": 1024}
 CLIP = {"height": 480, "width": 832, "frames": 33}
 SMALL = {"height": 320, "width": 512, "frames": 33}
+HALVED = {"height": 512, "width": 512}
 SCRAP = {"height": 256, "width": 256}
 STAMP = {"height": 64, "width": 64, "frames": 5}
 """What a CPU decodes in seconds, as pictures and as a video."""
 HOST = ("vae_on_host", "vae")
 LEAVES = "sequential"
 FUSED = ("fused_qkv", "")
+XFORMERS = ("attention", "xformers")
+ATTENDING = (
+    ("sd15", "unet", HALVED), ("flux1-dev", "transformer", HALVED), ("wan2.1-t2v-1.3b", "transformer", SMALL),
+)  # fmt: skip
+HALF, WIDE_HALF = ("precision", "float16"), ("precision", "bfloat16")
+JIT = ("tracing", "jit")
+GRAPH = 0.99
+"""The call in which a graph is made holds up to 0.7 % more than the denoiser does by itself."""
 FP8 = ("layerwise_casting", "float8_e4m3fn")
 CASES = (
     Case(model="sdxl", use=("micro_batch", 1), phase="unet", request=SQUARE),
@@ -101,6 +115,13 @@ CASES = (
     Case(model="sd3-medium", use=FUSED, phase="transformer", request=SQUARE, named=True, saves=False),
     Case(model="flux1-dev", use=FUSED, phase="transformer", request=SQUARE, named=True, saves=False),
     Case(model="wan2.1-t2v-1.3b", use=FUSED, phase="transformer", request=CLIP, named=True, saves=False),
+    Case(model="sd15", use=HALF, phase="unet", request=SCRAP, dtype="float32"),
+    Case(model="sd3-medium", use=WIDE_HALF, phase="transformer", request=SCRAP, dtype="float32"),
+    Case(model="wan2.1-t2v-1.3b", use=WIDE_HALF, phase="transformer", request=SMALL, dtype="float32"),
+    Case(model="sd15", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
+    Case(model="sdxl", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
+    Case(model="kandinsky-2.2-decoder", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
+    *(Case(model=m, use=XFORMERS, phase=p, request=r, saves=False) for m, p, r in ATTENDING),
 )  # fmt: skip
 
 
@@ -110,32 +131,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-def predicted(case: Case, cache: Path, *, used: bool) -> dict[str, int]:
-    """Allocated peaks by phase and over all."""
-    device = replace(card(CARD), total=VRAM, free=VRAM)
-    programs = Programs(FromProfile(profiles.find(case.model), None), case.asked, cache)
-    pricer = Pricer(programs, device, case.asked, DEFAULT)
+def planned(case: Case, cache: Path) -> Plan:
+    """The technique and where the weights are, and nothing else."""
+    asked, device = case.asked, roomy(CARD)
+    programs = Programs(FromProfile(profiles.find(case.model), case.dtype), asked, cache)
+    pricer = Pricer(programs, device, asked, DEFAULT)
     bare = pricer.price(()).program
-    offered = [option for technique in DEFAULT for option in technique.options(bare, device, case.asked)]
-    wanted = {("placement", case.placement), *({case.use} if used else ())}
-    chosen = [o for o in offered if (o.technique, o.value) in wanted]
-    assert len(chosen) == 1 + used, "offered"
-    seen = pricer.rehearse(pricer.price(tuple(chosen)), None)
+    offered = [option for technique in DEFAULT for option in technique.options(bare, device, asked)]
+    chosen = [o for o in offered if (o.technique, o.value) in (("placement", case.placement), case.use)]
+    assert len(chosen) == 2, "offered"
+    plan = plan_of(case.model, pricer, pricer.price(tuple(chosen)), asked, device)
     programs.keep()
-    return {"whole": seen.allocated, **{name: allocated for name, allocated, _ in seen.phases}}
-
-
-def seen(vgpu: Server, case: Case) -> dict[str, int]:
-    """The same on the card."""
-    options: list[Any] = [case.use, ("placement", case.placement)]
-    sent = {"model": case.model, "dtype": None, "call": case.call, "options": options}
-    answer = vgpu.script(on_the_card, sent, **rig.card(CARD) | {"vram": VRAM})
-    return {"whole": answer["allocated"], **{name: peak["allocated"] for name, peak in answer["phases"].items()}}
+    return plan
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_peaks_are_as_predicted(vgpu: Server, cache: Path, case: Case) -> None:
-    plain, foreseen, truth = predicted(case, cache, used=False), predicted(case, cache, used=True), seen(vgpu, case)
-    for phase in ("whole", case.phase):
-        assert 0.999 * truth[phase] <= foreseen[phase] <= 1.01 * truth[phase], phase
-    assert (foreseen[case.phase] < plain[case.phase]) == case.saves or case.placement != "resident"
+def test_it_takes_what_is_promised_and_is_taken_back(vgpu: Server, cache: Path, case: Case) -> None:
+    if case.use == XFORMERS:
+        pytest.importorskip("xformers")
+    plan = planned(case, cache)
+    foreseen, truth = promised(plan), allocated(ran(vgpu, plan, case.call, dtype=case.dtype))
+    for phase, least in (("whole", 0.999), (case.phase, case.least)):
+        assert least * truth[phase] <= foreseen[phase] <= 1.01 * truth[phase], phase
+    plain = next(phase.peak for phase in plan.baseline.phases if phase.name == case.phase)
+    assert (foreseen[case.phase] < plain) == case.saves or case.placement != "resident"

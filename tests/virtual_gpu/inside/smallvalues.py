@@ -9,12 +9,13 @@ tensors are all small on host views of that memory.  It allocates nothing on the
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 Op = Callable[..., Any]
@@ -62,6 +63,17 @@ def install() -> SmallValues:
     mode = SmallValues()
     mode.__enter__()
     return mode
+
+
+def unwatched(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without the mode, under which torch's graphs do not run; what is computed there has no values."""
+
+    @functools.wraps(call)
+    def plainly(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return call(*args, **kwargs)
+
+    return plainly
 
 
 def _linear(layer: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  (the name is torch's)
