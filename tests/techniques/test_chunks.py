@@ -77,6 +77,9 @@ def test_a_video_is_decoded_in_runs() -> None:
     assert max(shape[2] for shape in decoded(pipe)) == 3
     undo()
     check(pipe, VaeFrames(), 16, near=0.2)
+    undo = VaeFrames().apply(pipe, Option(technique="vae_frames", value=32))
+    assert (pipe.vae.tile_sample_min_num_frames, pipe.vae.tile_sample_stride_num_frames) == (32, 24)
+    undo()
 
 
 def test_feed_forward_layers_take_frame_by_frame() -> None:
@@ -105,7 +108,8 @@ def test_offered_by_frames_and_fidelity() -> None:
     assert values(Request(fidelity=Fidelity.EXACT), **temporal) == []
     long = programs.program(programs.vae(kind="AutoencoderKLLTXVideo"))
     assert [o.value for o in VaeFrames().options(long, programs.device(), Request(frames=33))] == [16]
-    assert VaeFrames().options(long, programs.device(), Request(frames=9)) == ()
+    assert [o.value for o in VaeFrames().options(long, programs.device(), Request(frames=97))] == [32, 16]
+    assert VaeFrames().options(long, programs.device(), Request(frames=17)) == ()
 
 
 def traced(pipe: Any, *settings: Setting) -> Program:
