@@ -15,6 +15,7 @@ from planner.program import Cast, Drop, Empty, Enter, Event, Exit, Load, Program
 from planner.programs import Programs
 from planner.request import Request
 from planner.techniques.base import Option
+from planner.techniques.tiles import Tile
 
 MIB = 2**20
 MARGIN = 3 * 10**9
@@ -103,7 +104,7 @@ def _default_tiles(pricer: Pricer, bare: Priced) -> Iterator[Option]:
     """The option that `enable_tiling()` alone stands for, or the nearest below it."""
     edges = [component.tile for component in bare.program.components if component.tile]
     offered = pricer.offered("vae_tiling", bare)
-    return (option for option in offered if edges and int(option.value) <= max(edges))
+    return (option for option in offered if edges and Tile.of(option.value).edge <= max(edges))
 
 
 def auto_offload(program: Program, capacity: int) -> Program:

@@ -34,7 +34,7 @@ from planner.program import Variant
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.study import opened
-from planner.techniques.vae_tiling import LADDER
+from planner.techniques.tiles import LADDER
 
 STORIES = (
     ("sdxl", {"height": 1024, "width": 1024}, (), 3.0),

@@ -25,6 +25,7 @@ from planner import study  # noqa: E402
 from planner.cards import card  # noqa: E402
 from planner.pricing import words  # noqa: E402
 from planner.request import Request  # noqa: E402
+from planner.surveys import ROOMY  # noqa: E402
 from planner.units import format_bytes, format_seconds  # noqa: E402
 
 RESULTS = HERE / "results" / "quality_runs.md"
@@ -43,7 +44,7 @@ FLUX.1-dev decodes in 22.6 GB under 24 GB, after 18 workspaces were refused, and
 Where a plan leaves more than 15 % of the capacity, more would hardly help: "any memory" is what the fastest plan would
 take on that card if its memory had no end.  The share is that of the capacity.
 
-| model | card, budget | our plan | takes | any memory | best by hand that fits | takes | faster | promised | seen | share |
+| model | card, budget | our plan | takes | any memory | best by hand | takes | faster | promised | seen | share |
 |---|---|---|---:|---:|---|---:|---:|---:|---:|---:|
 """
 

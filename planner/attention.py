@@ -40,7 +40,7 @@ def usable(attention: Attention, backend: str, compute_capability: tuple[int, in
     half = attention.dtype in ("float16", "bfloat16")
     ampere = compute_capability >= (8, 0)
     match backend:
-        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub":
+        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub" | "flash_4_hub":
             same = attention.head_size == attention.value_size
             return half and ampere and same and attention.mask == "none" and attention.head_size <= FLASH_HEAD
         case "cudnn":
@@ -76,7 +76,7 @@ def requests(attention: Attention, device: Device) -> tuple[int, ...]:
     if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
         backend = "flash" if usable(attention, "flash", device.compute_capability) else "efficient"
     match backend:
-        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub":
+        case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub" | "flash_4_hub":
             return tuple(_flash(attention, device.multiprocessors))
         case "unfused":  # diffusers' processors before torch 2: scores and their softmax, in the inputs' dtype
             a = attention

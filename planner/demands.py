@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from planner import absent
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.program import Program
@@ -34,6 +35,8 @@ def demands(request: Request, techniques: Sequence[Technique]) -> tuple[Demand, 
     named = {demand.technique for demand in found}
     known = [technique.name for technique in techniques]
     for name in (*(demand.technique for demand in found), *request.without):
+        if name not in known and (why := absent.reason(name)):
+            raise BadRequest(f"{name} cannot be had: {why}.")
         if name not in known:
             raise BadRequest(f"There is no technique {name!r} among the {len(known)} given; choose {', '.join(known)}.")
     if both := sorted(named & set(request.without)):
@@ -57,6 +60,8 @@ def chosen(
                 f"{demand} needs code of ours, and only plain diffusers was asked for; drop one of the two."
             )
         return tuple(option for option in met if option.plain or not request.plain)
+    if why := absent.reason(demand.technique, demand.value):
+        raise BadRequest(f"{demand} cannot be had: {why}.")
     freer = technique.options(program, device, replace(request, fidelity=Fidelity.LOSSY))
     if found := [option for option in freer if demand.meets(option)] or ([] if options else freer):
         level, most = found[0].fidelity.name.lower(), request.fidelity.name.lower()

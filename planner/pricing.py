@@ -12,7 +12,7 @@ from math import floor, prod
 from planner import workspace
 from planner.allocator import segment_size
 from planner.cost import Cost, Phase, rounded
-from planner.demands import chosen, demands
+from planner.demands import Demand, chosen, demands
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed, Unserved
 from planner.lessons import NONE, Lessons, kind_of
@@ -224,10 +224,36 @@ class Pricer:
         found = [self.price(())]
         for demand in self._demands.values():
             technique = self.techniques[demand.technique]
-            met = [(p, chosen(demand, technique, p.program, self._device, self._request)) for p in found]
+            met = [(p, self._met(demand, technique, p)) for p in found]
             if demand.technique != PLACEMENT:
                 found = [self.price(self.merged(priced, (option,))) for priced, options in met for option in options]
         return tuple(found)
+
+    def _met(self, demand: Demand, technique: Technique, priced: Priced) -> tuple[Option, ...]:
+        """The options that meet a demand beside those of the demands before it.  Raises BadRequest with the reason."""
+        try:
+            return chosen(demand, technique, priced.program, self._device, self._request)
+        except BadRequest:
+            alone = technique.options(self.price(()).program, self._device, self._request)
+            before = next((option for option in priced.candidate if self._bars(option, demand)), None)
+            if before is None or not any(map(demand.meets, alone)):
+                raise
+            raise _excluding(before, demand) from None
+
+    def _bars(self, before: Option, demand: Demand) -> bool:
+        """Whether what is demanded is not on offer once that is chosen."""
+        return not any(map(demand.meets, self._options(demand.technique, (before,))))
+
+    def _clash(self, found: Sequence[Priced]) -> tuple[Option, Demand] | None:
+        """A demand that something chosen before it bars, which was demanded as well; the placement counts as such."""
+        for priced in found:
+            for place, option in enumerate(priced.candidate):
+                demand = self._demands.get(option.technique)
+                asked = (before for before in priced.candidate[:place] if before.technique in self._demands)
+                barring = (before for before in asked if demand and self._bars(before, demand))
+                if demand and (before := next(barring, None)):
+                    return before, demand
+        return None
 
     def stands(self, priced: Priced) -> bool:
         """Whether what the request names is still on offer after all that was chosen before it."""
@@ -241,6 +267,8 @@ class Pricer:
         """Those that stand.  Raises BadRequest where none does."""
         kept = [priced for priced in found if self.stands(priced)]
         if not kept:
+            if clash := self._clash(found):
+                raise _excluding(*clash)
             words = ["plain"] * self._request.plain
             asked = ", ".join((*self._request.use, *(f"without {name}" for name in self._request.without), *words))
             raise BadRequest(f"{asked}: no combination has all of it; ask for less.")
@@ -310,6 +338,10 @@ def neutral(candidate: Candidate, options: Sequence[Option]) -> Candidate:
 def described(candidate: Candidate) -> str:
     """The options in words: `placement=model + vae_slicing`."""
     return " + ".join(map(words, candidate)) or "nothing"
+
+
+def _excluding(before: Option, demand: Demand) -> BadRequest:
+    return BadRequest(f"{words(before)} and {demand} exclude each other; leave 1 of the 2 away.")
 
 
 def words(option: Option) -> str:

@@ -14,7 +14,7 @@ from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.channels_last import to_channels_last
 from planner.techniques.precision import cast_by_loading
 from planner.techniques.vae_slicing import set_slicing
-from planner.techniques.vae_tiling import set_tile, spatial_attributes
+from planner.techniques.vae_tiling import set_tile, spatial_attributes, tile_attributes
 
 FLAGS = ("use_slicing", "use_tiling")
 
@@ -34,7 +34,7 @@ class Settings:
         self._flags = [
             (module, name, getattr(module, name))
             for _, module in ghost.modules()
-            for name in (*FLAGS, *spatial_attributes(module))
+            for name in (*FLAGS, *tile_attributes(module))
             if hasattr(module, name)
         ]
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from techniques import tiny
 
-from planner import plan, snippet
+from planner import absent, plan, snippet
 from planner.cards import card
 from planner.errors import BadRequest
 from planner.request import Request
 from planner.study import opened
+from planner.techniques import DEFAULT
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,26 @@ def test_what_is_ruled_out_is_not(sdxl: Any) -> None:
         ({"use": ["vae_slicing"]}, "it needs an autoencoder that slices, and several images"),
         ({"use": ["split"], "without": ["split"]}, "both asked for and ruled out"),
         ({"use": ["streaming"]}, "chosen for each component by itself"),
-        ({"use": ["tracing=jit", "placement=sequential"], "calls": 9}, "no combination has all of it"),
+        (
+            {"use": ["tracing=jit", "placement=sequential"], "calls": 9},
+            "placement=sequential and tracing=jit exclude each other; leave 1 of the 2 away",
+        ),
+        (
+            {"use": ["step_cache=first_block:0.08", "tracing=jit"], "calls": 9, "fidelity": "lossy"},
+            "step_cache cannot be had for this StableDiffusionXLPipeline",
+        ),
+        (
+            {"use": ["layerwise_casting", "quantization=int8"], "fidelity": "lossy"},
+            "layerwise_casting=float8_e4m3fn and quantization=int8 exclude each other",
+        ),
+        ({"use": ["freeu"]}, "freeu cannot be had: FreeU changes the picture"),
+        ({"use": ["device_map"]}, "a plan is for 1 card"),
+        ({"use": ["attention=flex"]}, "attention=flex cannot be had: uncompiled it writes out all scores"),
+        ({"use": ["attention=_flash_varlen_3"]}, "by the length of its prompt"),
+        ({"use": ["quantization=nvfp4"]}, "on Blackwell alone"),
+        ({"use": ["tracing=max-autotune"]}, "CUDA graphs keep a pool of memory"),
+        ({"use": ["placement=device_map"]}, "a plan is for 1 card"),
+        ({"use": ["placement=elsewhere"]}, "placement=elsewhere is not on offer; choose resident"),
         ({"use": [""]}, "it has to name techniques"),
         ({"use": ["micro_batch"], "plain": True}, "micro_batch needs code of ours, and only plain diffusers"),
         ({"plain": "yes"}, "it has to be true or false"),
@@ -65,6 +85,24 @@ def test_what_is_ruled_out_is_not(sdxl: Any) -> None:
 def test_what_cannot_be_had_is_refused(sdxl: Any, wanted: dict[str, Any], reason: str) -> None:
     with pytest.raises(BadRequest, match=reason):
         planned(sdxl, **wanted)
+
+
+def test_every_absent_name_is_advice_in_one_sentence() -> None:
+    values = (why for table in absent.VALUES.values() for why in table.values())
+    for why in (*absent.TECHNIQUES.values(), *values):
+        assert ";" in why, why
+        assert not why.endswith(".")
+    assert not absent.TECHNIQUES.keys() & {technique.name for technique in DEFAULT}
+    assert set(absent.VALUES) <= {technique.name for technique in DEFAULT}
+    assert absent.reason("cudaMallocAsync") == absent.reason("cuda_malloc_async") != ""
+    assert absent.reason("taesd") == absent.reason("AutoencoderTiny") != ""
+    assert absent.reason("vae_tiling") == absent.reason("attention", "flash") == ""
+
+
+def test_a_placement_that_does_not_do_gets_the_reason(sdxl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(sdxl), "model_cpu_offload_seq", None)
+    with pytest.raises(BadRequest, match="it has no model_cpu_offload_seq, the order in which components move"):
+        planned(sdxl, use=["placement=model"])
 
 
 def test_a_single_name_needs_no_list() -> None:

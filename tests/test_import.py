@@ -74,7 +74,7 @@ ROOMS = (
         "outline",
     ),
     *("score", "rehearsal", "precedents", "census", "calibrate"),
-    *("solve", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
+    *("solve", "absent", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("refresh", "apply", "loading", "snapshot"),
     *(
         "folding",

@@ -68,6 +68,7 @@ LIBRARIES = {
     "flash_hub": Library(backend="flash_hub", package=_HUB, head=256),
     "flash_3": Library(backend="_flash_3", package="flash_attn_interface", head=256, least=(9, 0), most=(9, 0)),
     "flash_3_hub": Library(backend="_flash_3_hub", package=_HUB, head=256, least=(9, 0), most=(9, 0)),
+    "flash_4_hub": Library(backend="flash_4_hub", package=_HUB, head=128, least=(9, 0), most=(10, 3)),
     "sage": Library(backend="sage", package="sageattention", head=128, fidelity=Fidelity.LOSSY),
     "sage_hub": Library(backend="sage_hub", package=_HUB, head=128, fidelity=Fidelity.LOSSY),
     "sage_fp16": Library(

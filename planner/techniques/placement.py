@@ -25,6 +25,16 @@ CALLS = {
     "sequential": "pipe.enable_sequential_cpu_offload()",
 }
 REWRITES = {"resident": resident, "model": model_offload, "sequential": sequential_offload}
+PACKED = "whose weights are packed, which hooks lose when they move them one by one; name resident or model"
+LOST = {
+    "sequential": {
+        "quantized": PACKED,
+        "weight_norm": "whose weights are made of others that arrive after they were wanted; name model",
+        "lends_weights": "with layers that nobody calls, so that their weights would not arrive; name model",
+    },
+    "model": {"clinging": "in 8 bits of bitsandbytes, which lose what they are moved to; name resident"},
+}
+"""Traits of components that a placement cannot do with, and why."""
 STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id")
 """What diffusers' offloading leaves on a pipeline."""
 
@@ -42,24 +52,32 @@ class Placement:
     name: str = "placement"
     scope: Scope = "call"
 
-    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:  # noqa: ARG002
+    def options(self, program: Program, device: Device, request: Request) -> tuple[Option, ...]:
         if any("travels" in component.traits for component in program.components):
             staying = (c.name for c in program.components if "travels" not in c.traits)
             calls = tuple(f'pipe.{name}.to("cuda")' for name in staying)
             return (Option(technique=self.name, value="resident", neutral=True, calls=calls),)
-        # accelerate loses what a weight is packed in, what weight norm is made of arrives after it was wanted, and the
-        # weights of layers that nobody calls do not arrive at all
-        lost = any({"quantized", "weight_norm", "lends_weights"} & c.traits for c in program.components)
-        # bitsandbytes' layers of 8 bits hold on to what they had on the card, and lose what they are moved to
-        clinging = any("clinging" in component.traits for component in program.components)
-        without = {"sequential": lost, "model": clinging or not any(program.chain)}
-        able = tuple(value for value in CALLS if not without.get(value))
+        able = tuple(value for value in CALLS if not self.lacks(value, program, device))
         return (
             *(Option(technique=self.name, value=v, neutral=v == "resident", calls=(CALLS[v],)) for v in able),
             *(
                 Option(technique=self.name, value=choice.value, calls=choice.calls)
                 for choice in group.choices(program, self._groupings(request))
             ),
+        )
+
+    def lacks(self, value: str, program: Program, device: Device) -> str:  # noqa: ARG002
+        """Why a placement that was named cannot be had; empty where it is none."""
+        kind = value.partition("-")[0]
+        if kind not in REWRITES and kind not in group.ALL:
+            return ""
+        if kind == "model" and not any(program.chain):
+            return "has no model_cpu_offload_seq, the order in which components move; name sequential or group_leaf"
+        for trait, why in LOST.get(kind, {"quantized": PACKED} if kind in group.ALL else {}).items():
+            if lost := [component.name for component in program.components if trait in component.traits]:
+                return f"has {len(lost)} of {len(program.components)} components ({', '.join(lost)}) {why}"
+        return (
+            "has no denoiser whose blocks or layers diffusers can group so; name another" if kind in group.ALL else ""
         )
 
     def spared(self) -> Placement:

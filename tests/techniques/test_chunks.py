@@ -84,6 +84,13 @@ def test_a_video_is_decoded_in_runs(make: Callable[[], Any], run: int) -> None:
     check(pipe, VaeFrames(), run, near=0.2)
 
 
+def test_a_video_is_decoded_in_runs_of_another_length() -> None:
+    pipe = tiny.ltx()
+    undo = VaeFrames().apply(pipe, Option(technique="vae_frames", value=32))
+    assert (pipe.vae.tile_sample_min_num_frames, pipe.vae.tile_sample_stride_num_frames) == (32, 24)
+    undo()
+
+
 def test_feed_forward_layers_take_frame_by_frame() -> None:
     pipe = tiny.stable_video()
     check(pipe, ForwardChunks(), "", near=1e-4)
@@ -124,7 +131,8 @@ def test_offered_by_frames_and_fidelity() -> None:
     assert values(Request(fidelity=Fidelity.EXACT), **temporal) == []
     long = programs.program(programs.vae(kind="AutoencoderKLLTXVideo"))
     assert [o.value for o in VaeFrames().options(long, programs.device(), Request(frames=33))] == [16]
-    assert VaeFrames().options(long, programs.device(), Request(frames=9)) == ()
+    assert [o.value for o in VaeFrames().options(long, programs.device(), Request(frames=97))] == [32, 16]
+    assert VaeFrames().options(long, programs.device(), Request(frames=17)) == ()
 
 
 def traced(pipe: Any, *settings: Setting) -> Program:

@@ -54,7 +54,7 @@ class Case:
         given = {name: getattr(usual, name) for name in ("height", "width", "frames", "guidance")}
         return Request(
             **{**given, "steps": STEPS, "fidelity": Fidelity.LOSSY, "extra": tuple(usual.extra), **self.request},
-            use=(self.use[0],) if self.named else (),
+            use=(self.use[0], "=".join(map(str, self.use))) if self.named else (),
         )
 
     @property
@@ -74,6 +74,8 @@ CLIP = {"height": 480, "width": 832, "frames": 33}
 SMALL = {"height": 320, "width": 512, "frames": 33}
 HALVED = {"height": 512, "width": 512}
 SCRAP = {"height": 256, "width": 256}
+COVERED = {"height": 720, "width": 560, "frames": 40}
+"""What Allegro's own tiles cover, too."""
 STAMP = {"height": 64, "width": 64, "frames": 5}
 """What a CPU decodes in seconds, as pictures and as a video."""
 HOST = ("vae_on_host", "vae")
@@ -100,6 +102,14 @@ CASES = (
     Case(model="ltx-video-0.9.5", use=("vae_frames", 16), phase="vae.decode", request={}),
     Case(model="ltx-2", use=("vae_frames", 16), phase="vae.decode", request={}),
     Case(model="hunyuanvideo", use=("vae_frames", 8), phase="vae.decode", request=SMALL),
+    Case(model="ltx-video-0.9.5", use=("vae_frames", 32), phase="vae.decode", request={}),
+    Case(model="hunyuanvideo", use=("vae_frames", 32), phase="vae.decode", request=SMALL | {"frames": 65}, saves=False),
+    Case(model="sd15", use=("vae_tiling", "512/64"), phase="vae.decode", request=SQUARE, named=True),
+    Case(model="wan2.1-t2v-1.3b", use=("vae_tiling", "256/128"), phase="vae.decode", request=CLIP, named=True),
+    Case(model="cogvideox-2b", use=("vae_tiling", 160), phase="vae.decode", request={"frames": 17}),
+    Case(model="cogvideox-2b", use=("vae_tiling", "320/64"), phase="vae.decode", request={"frames": 17}, named=True),
+    Case(model="hunyuanvideo-1.5-480p-t2v", use=("vae_tiling", 384), phase="vae.decode", request={"frames": 17}),
+    Case(model="allegro", use=("vae_tiling", "240/80"), phase="vae.decode", request=COVERED),
     Case(model="svd", use=("forward_chunks", ""), phase="unet", request={}),
     Case(model="sd3-medium", use=("forward_chunks", ""), phase="transformer", request=SQUARE),
     Case(model="sdxl", use=FP8, phase="unet", request=SQUARE),
