@@ -42,9 +42,11 @@ class Efficiency:
     watt: float = 3.25e11
     """FLOP/s for each watt on Volta and Turing, in half precision."""
     server: float = 5e-05
-    """Seconds of a server's core to launch an operation from Python."""
+    """Seconds of a server's core to launch an operation from Python, in the mean over a U-Net's."""
     desktop: float = 1.2e-05
     """The same on a desktop."""
+    light: float = 1.0
+    """Share of that mean which an elementwise operation takes: a product has a module of its own to be called."""
     fused: float = 0.2
     """Share of elementwise kernels, and of their traffic, that torch.compile leaves."""
 

@@ -31,6 +31,8 @@ COMPILED = ("compile", "regional", "graphs")
 PYTHON = {"none": 1.0, "jit": 0.7, "compile": 0.25, "regional": 0.25, "graphs": 0.0}
 """Share of the host's time per launch: a graph spares the modules' Python, inductor's wrapper torch's dispatcher too,
 and a CUDA graph is launched whole."""
+PRODUCTS = 0.38
+"""Share of a U-Net's operations that are products, convolutions and attentions (Stable Diffusion 1.5: 314 of 824)."""
 VIEWS = ("_unsafe_view",)
 """Operations that launch nothing though torch does not call them views."""
 NORMS = ("native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_safe_softmax")
@@ -79,8 +81,12 @@ class Pace:
     def issue(self, kernel: Kernel) -> float:
         """Seconds of the host to launch one kernel."""
         reached = self.reached
-        each = self.device.issue or (reached.server if self.device.server else reached.desktop)
-        return each * PYTHON[self.tracing] * (self._left() if isinstance(kernel, Plain) else 1.0)
+        each = PYTHON[self.tracing] * (
+            self.device.issue or (reached.server if self.device.server else reached.desktop)
+        )
+        if isinstance(kernel, Plain):
+            return each * reached.light * self._left()
+        return each * (1 - (1 - PRODUCTS) * reached.light) / PRODUCTS
 
     def load(self, nbytes: int, leaves: int, *, whole: bool, source: Source = "pageable") -> float:
         """Seconds until weights have arrived from ordinary host memory or disk, as a whole or leaf by leaf."""
