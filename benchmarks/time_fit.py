@@ -30,7 +30,7 @@ from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
 from planner.offload import model_offload, sequential_offload
 from planner.pace import Pace
-from planner.program import Attention, Call, Component, Enter, Kernel, Program, Run, Variant
+from planner.program import Attention, Call, Component, Enter, Exit, Kernel, Plain, Program, Run, Variant, calls
 from planner.programs import FromProfile, Programs
 from planner.request import Request
 from planner.study import cache_folder
@@ -40,10 +40,12 @@ FOLDER = Path(__file__).parent
 STEPS = 2
 """Steps that are recorded; all steps of a call take the same time."""
 FIRST_FLASH = 2.0
-"""Softmax of fused attention before torch 2.2 against today's: FlashAttention-2 is about twice as quick as the first
-(arXiv:2307.08691, §4.1)."""
+"""Operations beside the products of fused attention before torch 2.2 against today: FlashAttention-2 does fewer of them
+(arXiv:2307.08691, §3.1)."""
 MOVES = {"resident": lambda program: program, "model": model_offload, "sequential": sequential_offload}
 TECHNIQUES = ("dtype", "layout", "attention", "running", "tile", "placement", "use")
+LOOSE = Plain("mul", 0, 0)
+"""An operation of the pipeline itself."""
 PACKAGES = ("flash_attn", "sage")
 BY_NAME = {technique.name: technique for technique in DEFAULT}
 LADDER = "huggingface/diffusers a7ca03aa85:docs/source/en/optimization/fp16.mdx"
@@ -51,9 +53,9 @@ CUT = 0.7
 """Of |log(predicted ÷ published)|, twice: what is further off is wrong in a way no figure here explains."""
 BOUNDS = {
     "product": (0.6, 0.98), "before_ampere": (0.4, 1.0), "convolution": (0.6, 1.0), "single": (0.9, 1.0),
-    "efficient": (0.3, 1.0), "softmax": (0.05, 0.5), "unfused": (4, 6), "streaming": (0.7, 0.92),
-    "resident": (0.1, 1.0), "cached": (2, 6), "norms": (1.5, 3), "tail": (1e-6, 6e-6), "fused": (0.1, 0.6),
-    "desktop": (10e-6, 40e-6), "server": (28e-6, 55e-6), "light": (0.2, 1.0),
+    "efficient": (0.3, 1.0), "softmax": (2, 15), "unfused": (4, 6), "streaming": (0.75, 0.92),
+    "resident": (0.1, 1.0), "cached": (2, 6), "norms": (1.5, 3), "tail": (1e-6, 4e-6), "fused": (0.1, 0.6),
+    "desktop": (10e-6, 40e-6), "server": (28e-6, 55e-6), "wide": (0.1, 1.0),
 }  # fmt: skip
 """What each figure can be at all: shares below one, traffic not below what must be moved; a launch takes servers 28 to
 50 µs (SD 1.5 on A100 and A800, torch 2.0 to 2.3), and no page shows a desktop that takes less than 12."""
@@ -172,8 +174,7 @@ def denoisers(of: Program) -> set[str]:
 
 def evaluations(of: Program) -> Counter[str]:
     """How often each component is called in the recorded steps."""
-    calls = (e for e in of.recordings[of.course].events if isinstance(e, (Call, Enter)))
-    return Counter(e.module for e in calls if e.module)
+    return Counter(called for _, called in calls(of.recordings[of.course].events) if called)
 
 
 def together(row: Row, recorded: Iterable[tuple[str, float]]) -> float:
@@ -192,7 +193,8 @@ def together(row: Row, recorded: Iterable[tuple[str, float]]) -> float:
 
 
 def of_stack(row: Row, reached: Efficiency) -> Efficiency:
-    return replace(reached, softmax=reached.softmax * FIRST_FLASH) if row.stack == "first" else reached
+    flash = row.stack == "first" and device(row.card).compute_capability >= (8, 0)
+    return replace(reached, softmax=reached.softmax * FIRST_FLASH) if flash else reached
 
 
 def phases(row: Row, reached: Efficiency) -> list[tuple[str, float]]:
@@ -256,11 +258,26 @@ def gist(row: Row) -> dict[str, tuple[float, list[Heavy], list[tuple[Kernel, int
     return found
 
 
+@cache
+def own_kernels(row: Row) -> dict[str, list[Heavy]]:
+    """What the pipeline itself runs after each phase: guidance, the scheduler's step."""
+    of = program(row)
+    found: dict[str, Counter[Kernel]] = defaultdict(Counter)
+    now, inside = "", 0
+    for event, called in calls(of.recordings[of.course].events):
+        now = called or now
+        inside += isinstance(event, Enter) - isinstance(event, Exit)
+        if isinstance(event, Run) and not inside:
+            found[now][of.kernels[event.kernel]] += 1
+    return defaultdict(list, {phase: [Heavy(list(kernels.items()))] for phase, kernels in found.items()})
+
+
 class Heavy:
     """Kernels of one kind in one phase of a row, and their seconds by those figures that have a say in them."""
 
     def __init__(self, kernels: list[tuple[Kernel, int]]) -> None:
         self._kernels = kernels
+        self.number = sum(times for _, times in kernels)
         self._asked: tuple[str, ...] = ()
         self._known: dict[tuple[float, ...], float] = {}
 
@@ -300,7 +317,11 @@ def roughly(row: Row, reached: Efficiency) -> float:
         pace = Pace(device(row.card), running, own)
         work = whole * sum(kernels.seconds(device(row.card), running, own) for kernels in heavy)
         host = sum(pace.issue(kernel) * times for kernel, times in kinds)
-        sums.append((phase, work + host if row.tile != "0" else (work**8 + host**8) ** 0.125))
+        busy = work + host if row.tile != "0" else (work**8 + host**8) ** 0.125
+        between = own_kernels(row)[phase]
+        eager = sum(kernels.seconds(device(row.card), "none", own) for kernels in between)
+        eager += sum(kernels.number for kernels in between) * Pace(device(row.card), "none", own).issue(LOOSE)
+        sums.append((phase, busy + eager + pace.entry() * evaluations(program(row))[phase]))
     return together(row, sums)
 
 
@@ -397,6 +418,8 @@ def report(rows: Sequence[Row], moved: Sequence[Row], reached: Efficiency, apart
         "",
         *ordered(rows, moved, apart),
         "",
+        *(FOLDER / "results" / "time_notes.md").read_text("utf-8").splitlines(),
+        "",
         "## The classic ladder, Titan RTX",
         "",
         *table([row for row in rows if row.source == LADDER and row.measures == "call"], seconds, apart),
@@ -436,9 +459,11 @@ def table(rows: Sequence[Row], seconds: dict[Row, float], apart: dict[Row, float
     yield "| card | model | size | images | how | of | published s | predicted s | error | held out |"
     yield "|---|---|---|---:|---|---|---:|---:|---:|---:|"
     for row in rows:
-        how = " ".join(getattr(row, t) for t in TECHNIQUES if getattr(row, t) not in ("none", "0", "resident", "fused"))
+        ways = (row.given, *(getattr(row, t) for t in TECHNIQUES))
+        how = " ".join(way for way in ways if way not in ("", "none", "0", "resident", "fused"))
+        size = "×".join(side for side in (row.width, row.height, row.frames) if side)
         yield (
-            f"| {row.card} | {row.model} | {row.width}×{row.height} | {row.images} | {how} | {row.measures} | "
+            f"| {row.card} | {row.model} | {size} | {row.images} | {how} | {row.measures} | "
             f"{row.published:.3f} | {seconds[row]:.3f} | {seconds[row] / row.published - 1:+.0%} | "
             f"{apart[row] / row.published - 1:+.0%} |"
         )
