@@ -26,7 +26,9 @@ from planner.program import (
     Cast,
     Conv,
     Drop,
+    Enter,
     Event,
+    Exit,
     Fetch,
     Free,
     Join,
@@ -234,16 +236,22 @@ class Walk:
             self._seconds[self.now] += stretch.seconds
 
     def _stretch(self, events: tuple[Event, ...]) -> Stretch:
-        """Weights there before the call take none of its time."""
+        """Weights there before the call take none of its time; what the pipeline does itself is not compiled."""
         meter, seconds = self.meter, 0.0
         meter.start()
-        for event in events:
+        running, inside = meter.tracing, 0
+        for event, called in calls(events):
             if isinstance(event, BYTES):
                 meter.take(event)
                 continue
+            meter.tracing = running if called or inside else "none"
+            inside += isinstance(event, Enter) - isinstance(event, Exit)
             meter.clock = Clock()
+            if called:
+                meter.clock.work(meter.entry)
             meter.take(event)
             seconds += meter.clock.span.seconds
+        meter.tracing = running
         return Stretch(meter.peak, seconds, meter.state[1:])
 
     def phases(self, splits: int) -> tuple[Phase, ...]:
@@ -329,6 +337,11 @@ class Meter:
             case Cast(component, sizes) if self._loaded.get(component):  # else it is cast on the host
                 self.weights -= self._loaded[component].pop()
                 self._load(component, sizes)
+
+    @property
+    def entry(self) -> float:
+        """Seconds of the host before a component begins."""
+        return self._pace.entry()
 
     @property
     def _pace(self) -> Pace:

@@ -29,6 +29,7 @@ from planner.program import (
     Recording,
     Run,
     Variant,
+    calls,
 )  # fmt: skip
 
 GRAIN = 512
@@ -124,12 +125,15 @@ def read(program: Program, device: Device, held: int = 0) -> Reading:
         reading.held["before"] = held
     denoisers = {c.name for c in program.components if "denoiser" in c.traits}
     phase, tracing, names = "start", "none", dict[int, int]()
-    for event in program.recordings[program.course].events:
-        if isinstance(event, (Call, Enter)) and event.module:
-            phase = event.module
-            tracing = program.tracing if phase in denoisers else "none"
+    inside = 0
+    for event, called in calls(program.recordings[program.course].events):
         before = reading.now
-        reading.read(event, names, phase, tracing)
+        if called:
+            phase = called
+            tracing = program.tracing if phase in denoisers else "none"
+            reading.host += Pace(device, tracing).entry()
+        reading.read(event, names, phase, tracing if called or inside else "none")
+        inside += isinstance(event, Enter) - isinstance(event, Exit)
         reading.host = reading.card = reading.now
         reading.seconds[phase] = reading.seconds.get(phase, 0.0) + reading.now - before
     return reading

@@ -11,7 +11,7 @@ from planner import cards
 from planner.calibrate import Bench, calibrate
 from planner.calibration import Calibration, read, write
 from planner.errors import BadRequest
-from planner.pace import Pace
+from planner.pace import ISSUES, Pace
 from planner.program import Matmul, Plain
 
 CARD = cards.card("rtx-3070")
@@ -49,7 +49,7 @@ def test_what_was_measured_takes_the_place_of_what_was_assumed() -> None:
     tail = Pace(card).reached.tail
     assert Pace(card).kernel(product) - tail == pytest.approx(2 * (Pace(CARD).kernel(product) - tail))
     assert Pace(card).kernel(add) - tail == pytest.approx((Pace(CARD).kernel(add) - tail) / 2)
-    assert Pace(card).issue(add) == 9e-6
+    assert Pace(card).issue(add) == 9e-6 * ISSUES[Plain]
     assert Pace(card).load(6 * 10**9, 0, whole=True) == pytest.approx(1.0)
     assert Pace(card).unload(6 * 10**9) == pytest.approx(2.0)
     assert card.context == 300 * 2**20

@@ -153,9 +153,22 @@ def test_only_the_denoiser_runs_from_a_graph() -> None:
         return Pace(device(), tracing).issue(tiny) + Pace(device(), tracing).kernel(tiny)
 
     traced = Cost(device()).phases(replace(plain, tracing="compile"))
-    assert traced[0].seconds == pytest.approx(GRAPH_SECONDS["compile"] + alone("compile"))
+    entered = GRAPH_SECONDS["compile"] + Pace(device(), "compile").entry()
+    assert traced[0].seconds == pytest.approx(entered + alone("compile"))
     assert eager[0].seconds == pytest.approx(alone("none"))
     assert traced[1].seconds == eager[1].seconds
+
+
+def test_what_the_pipeline_does_between_calls_is_not_compiled() -> None:
+    tiny = Plain("add", 0, 0)
+    unet = Component(name="unet", kind="UNet", dtype="float16", weights=(), traits=frozenset({"denoiser"}))
+    alone = course(Call(0, "unet", ()), bodies=(body(),), kernels=(tiny,), components=(unet,), tracing="compile")
+    followed = course(
+        Call(0, "unet", ()), Run(0), bodies=(body(),), kernels=(tiny,), components=(unet,), tracing="compile"
+    )
+    (before,), (after,) = (Cost(device()).phases(program) for program in (alone, followed))
+    pace = Pace(device())
+    assert after.seconds - before.seconds == pytest.approx(pace.issue(tiny) + pace.kernel(tiny))
 
 
 def test_compiling_is_spread_over_the_calls_to_come_and_happens_once_however_they_are_split() -> None:
@@ -165,7 +178,10 @@ def test_compiling_is_spread_over_the_calls_to_come_and_happens_once_however_the
         variant=Variant(splits=3),
     )  # fmt: skip
     for calls in (1, 10):
-        assert Cost(device(), calls).phases(program)[0].seconds == pytest.approx(GRAPH_SECONDS["compile"] / calls)
+        entered = 2 * 3 * Pace(device(), "compile").entry()
+        assert Cost(device(), calls).phases(program)[0].seconds == pytest.approx(
+            GRAPH_SECONDS["compile"] / calls + entered
+        )
 
 
 @pytest.mark.parametrize(("size", "taken"), [(0, 0), (1, 512), (512, 512), (513, 1024), (MiB + 1, MiB + 512)])

@@ -11,12 +11,13 @@ from techniques.programs import device
 
 from planner.device import Device
 from planner.efficiency import Efficiency
-from planner.pace import LEAF_SECONDS, RETURN, WATTS, WINOGRAD, Pace
-from planner.program import Attention, Conv, Kernel, Matmul, Plain
+from planner.pace import EXPONENTIALS, GUARDS, ISSUES, LEAF_SECONDS, RETURN, WATTS, WINOGRAD, Pace
+from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 
 PLAIN = Efficiency(
-    product=1.0, feeding=0.0, before_ampere=0.5, convolution=0.5, single=1.0, efficient=0.5, softmax=0.0, unfused=4.0,
-    streaming=1.0, resident=0.0, cached=1.0, norms=2.0, tail=0.0, watt=1e12, server=2e-6, desktop=1e-6, fused=0.25,
+    product=1.0, feeding=0.0, before_ampere=0.5, convolution=0.5, single=1.0, efficient=0.5, wide=0.5, softmax=0.0,
+    unfused=4.0, streaming=1.0, resident=0.0, cached=1.0, norms=2.0, tail=0.0, watt=1e12, server=2e-6, desktop=1e-6,
+    fused=0.25,
 )  # fmt: skip
 """Figures that are easy to reckon with: peaks reached, no cache, no tails."""
 CARD = replace(device((8, 9)), multiprocessors=64)
@@ -114,13 +115,24 @@ def test_contiguous_half_precision_convolutions_pay_for_the_conversion() -> None
 
 
 def test_attention_takes_two_products_of_padded_heads_and_a_softmax() -> None:
-    assert seconds(ATTENTION) == pytest.approx(ATTENTION_FLOPS / 1e14)
+    cycles = 16 * 4096 * 4096 / (2e13 / 256)
+    taken = ATTENTION_FLOPS / 1e14 + cycles / EXPONENTIALS
+    assert seconds(ATTENTION) == pytest.approx(taken)
     odd = replace(ATTENTION, head_size=40, value_size=40)
-    assert seconds(odd) == pytest.approx(ATTENTION_FLOPS / 1e14), "no kernel has 40, the next has 64"
-    scores = 16 * 4096 * 4096
-    assert seconds(ATTENTION, reached=replace(PLAIN, softmax=0.1)) == pytest.approx(
-        ATTENTION_FLOPS / 1e14 + 0.1 * scores / (2e13 / 256)
-    )
+    assert seconds(odd) == pytest.approx(taken), "no kernel has 40, the next has 64"
+    assert seconds(ATTENTION, reached=replace(PLAIN, softmax=8)) == pytest.approx(taken + cycles * 8 / 128)
+    ampere = replace(CARD, compute_capability=(8, 0))
+    narrow = seconds(ATTENTION, ampere, reached=replace(PLAIN, softmax=8)) - seconds(ATTENTION, ampere)
+    assert narrow == pytest.approx(16 * 4096 * 4096 / (2e13 / 128) * 8 / 64), "half the units, as many operations"
+
+
+def test_the_memory_efficient_kernel_has_a_share_of_its_own_where_its_sums_stay_in_registers() -> None:
+    masked = replace(ATTENTION, mask="full", head_size=128, value_size=128)
+    for kernel, figure in ((masked, "efficient"), (replace(masked, head_size=256, value_size=256), "wide")):
+        halved = replace(PLAIN, **{figure: getattr(PLAIN, figure) / 2})
+        assert seconds(kernel, reached=halved) > seconds(kernel)
+        other = "wide" if figure == "efficient" else "efficient"
+        assert seconds(kernel, reached=replace(PLAIN, **{other: 0.1})) == seconds(kernel)
 
 
 def test_math_attention_moves_its_scores_and_multiplies_in_single_precision() -> None:
@@ -139,10 +151,23 @@ def test_every_launch_takes_the_host_its_time(tracing: str) -> None:
     pace = Pace(CARD, tracing, PLAIN)
     server, measured = replace(CARD, server=True), replace(CARD, server=True, issue=9e-6)
     for kernel in (Plain("add", 1, 1), Matmul("float16", 1, 1), Attention("float16", 1, 1, 1, 1, 8, 8)):
-        assert 0 < pace.issue(kernel) <= 1e-6
+        assert 0 < pace.issue(kernel) <= ISSUES[type(kernel)] * 1e-6
         assert replace(pace, device=server).issue(kernel) == pytest.approx(2 * pace.issue(kernel))
         assert replace(pace, device=measured).issue(kernel) == pytest.approx(9 * pace.issue(kernel))
     assert Pace(CARD, "graphs").issue(Plain("add", 1, 1)) == 0.0
+
+
+def test_an_elementwise_operation_takes_the_host_less_than_a_product_and_a_convolution_more() -> None:
+    add, product = Pace(CARD).issue(Plain("add", 1, 1)), Pace(CARD).issue(Matmul("float16", 1, 1))
+    assert add < product == Pace(CARD).issue(ATTENTION) < Pace(CARD).issue(CONV)
+    assert Pace(CARD).issue(Reduction("sum", 1, 1)) == add
+    mean = (510 * add + 216 * product + 98 * Pace(CARD).issue(CONV)) / 824
+    assert mean == pytest.approx(Pace(CARD).reached.desktop, rel=0.01), "what a launch takes in the mean over a U-Net"
+
+
+def test_a_compiled_component_is_looked_at_before_it_begins() -> None:
+    assert Pace(CARD).entry() == Pace(CARD, "jit").entry() == 0.0
+    assert Pace(CARD, "graphs").entry() == Pace(CARD, "compile").entry() == GUARDS * Pace(CARD).reached.desktop
 
 
 def test_whole_components_arrive_at_the_pageable_rate_and_return_at_less() -> None:
