@@ -68,7 +68,7 @@ def load(
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
     asked.budget.resolve(card)
-    study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
+    study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell, here=True)
     try:
         made = study.plan(card, host=room)
         read, stays = loading.sizes(study.programs, made.options, techniques)
@@ -108,7 +108,8 @@ def plan(
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card = device or card_for(model)
     asked.budget.resolve(card)  # what makes no sense is said before anything is recorded
-    study = _opened(model, asked, components=components, techniques=techniques, cache=cache, tell=tell)
+    how = {"components": components, "techniques": techniques, "cache": cache, "tell": tell}
+    study = _opened(model, asked, **how, here=device is None)
     try:
         return study.plan(card, host=_host_ram(asked, device))
     finally:
@@ -121,7 +122,7 @@ def anatomy(model: Any, *, device: Device | None = None, request: Request | None
     Arguments as of `plan`.  Raises BadRequest, TraceFailed or Infeasible.
     """
     card = device or card_for(model)
-    with _studied(model, request, wanted) as (study, _):
+    with _studied(model, request, wanted, here=device is None) as (study, _):
         return anatomy_of(study, card, host=_host_ram(study.request, device))
 
 
@@ -139,7 +140,7 @@ def frontier(
     the card's memory are no limits.  Raises BadRequest or TraceFailed.
     """
     least, card = parse_bytes(down_to), device or card_for(model)
-    with _studied(model, request, wanted) as (study, tell):
+    with _studied(model, request, wanted, here=device is None) as (study, tell):
         return frontier_of(study, card, down_to=least, host=_host_ram(study.request, device), tell=tell)
 
 
@@ -151,7 +152,7 @@ def largest(
     Arguments as of `plan`.  Raises BadRequest, TraceFailed, or Infeasible where nothing fits.
     """
     card = device or card_for(model)
-    with _studied(model, request, wanted) as (study, tell):
+    with _studied(model, request, wanted, here=device is None) as (study, tell):
         return largest_of(study, of, card, host=_host_ram(study.request, device), tell=tell)
 
 
@@ -170,7 +171,7 @@ def compare(
     """
     hourly = prices or {}
     cells = [(card, Budget.parse(text).resolve(card), hourly.get(card.name)) for card in devices for text in budgets]
-    with _studied(model, request, wanted) as (study, tell):
+    with _studied(model, request, wanted, here=False) as (study, tell):
         return comparison(study, cells, host=study.request.host_ram, tell=tell)
 
 
@@ -187,11 +188,13 @@ def _opened(model: Any, request: Request, **how: Any) -> Study:
 
 
 @contextmanager
-def _studied(model: Any, request: Request | None, wanted: dict[str, Any]) -> Iterator[tuple[Study, Tell]]:
+def _studied(
+    model: Any, request: Request | None, wanted: dict[str, Any], *, here: bool
+) -> Iterator[tuple[Study, Tell]]:
     """A study that is kept in the end.  `wanted`: arguments of `opened`, the rest are fields of the request."""
     how = {name: wanted.pop(name) for name in ("components", "techniques", "cache", "tell") if name in wanted}
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
-    study = _opened(model, asked, **how)
+    study = _opened(model, asked, **how, here=here)
     try:
         yield study, how.get("tell", silent)
     finally:

@@ -1,7 +1,8 @@
-"""How much host memory a plan may count on."""
+"""How much host memory and disk a plan may count on."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def available_host_ram(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -
 
     rooms = [_room(group) for group in _groups(cgroups, membership)]
     return max(0, min([int(psutil.virtual_memory().available), *(room for room in rooms if room is not None)]))
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is or, as long as there is none, would be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def cores() -> int:

@@ -191,8 +191,8 @@ class Programs:
 def _shape(request: Request) -> Request:
     """What of a request shapes a program; budgets and limits do not."""
     plain = Request()
-    free = replace(request, calls=1, budget=plain.budget, host_ram=None, fidelity=plain.fidelity, dtype=None)
-    return replace(free, use=(), without=(), plain=False)
+    free = replace(request, calls=1, budget=plain.budget, fidelity=plain.fidelity, dtype=None)
+    return replace(free, host_ram=None, disk=None, use=(), without=(), plain=False)
 
 
 def _described(request: Request, variant: Variant) -> str:

@@ -165,6 +165,8 @@ class Request:
     for what is free."""
     host_ram: int | None = None
     """Bytes of host memory the plan may use; None: what is available."""
+    disk: int | None = None
+    """Bytes that weights may take on disk; None: what is free."""
     fidelity: Fidelity = Fidelity.FAITHFUL
     """How far a plan may change the result."""
     dtype: str | None = None
@@ -177,7 +179,8 @@ class Request:
     """Whether its code has to do without this package: nothing that diffusers lacks, such as `streaming`."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram"):
+        counts = "height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "calls", "host_ram", "disk"
+        for name in counts:
             if getattr(self, name) is not None or name in ("images", "prompts", "calls"):
                 _check_count(name, getattr(self, name))
         for name in ("guidance", "strength"):
@@ -197,16 +200,18 @@ class Request:
 
     @classmethod
     def from_json(cls, data: Mapping[str, JSON]) -> Request:
-        """The request of which `data` holds some fields; budget and host_ram may be text such as `8GB`."""
+        """The request of which `data` holds some fields; budget, host_ram and disk may be text such as `8GB`."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):
             raise BadRequest(f"A request has no field {unknown[0]!r}; its fields are {', '.join(sorted(known))}.")
-        rest = {name: value for name, value in data.items() if name not in ("budget", "fidelity", "host_ram", "extra")}
+        read = ("budget", "fidelity", "host_ram", "disk", "extra")
+        rest = {name: value for name, value in data.items() if name not in read}
         return cls(
             **rest,  # type: ignore[arg-type]  # __post_init__ checks them
             budget=Budget.parse(str(data.get("budget", "auto"))),
             fidelity=Fidelity.parse(str(data.get("fidelity", "faithful"))),
             host_ram=None if data.get("host_ram") is None else parse_bytes(str(data["host_ram"])),
+            disk=None if data.get("disk") is None else parse_bytes(str(data["disk"])),
             extra=_pairs(data.get("extra", {})),
         )
 

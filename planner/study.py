@@ -28,7 +28,7 @@ from planner.reasons import HOST, Shortage
 from planner.request import Request
 from planner.scenes import Limits
 from planner.techniques import DEFAULT
-from planner.techniques.base import Technique
+from planner.techniques.base import Housed, Technique
 from planner.units import format_bytes
 
 
@@ -233,12 +233,15 @@ def opened(
     techniques: Sequence[Technique] = DEFAULT,
     cache: Path | None = None,
     tell: Tell = silent,
+    here: bool = False,
 ) -> Study:
     """The study of a shipped profile's name or hub id, a folder in hub layout, or a live pipeline.
 
     `components`: optional ones to load, or profiles that lend theirs.  `cache`: folder of recorded programs, by default
-    the user's cache.  `tell` hears what is being recorded, which takes seconds.  Raises BadRequest.
+    the user's cache.  `tell` hears what is being recorded, which takes seconds.  `here`: whether it is for this
+    machine, whose disk is what there is unless the request says.  Raises BadRequest.
     """
+    techniques = [each.housed(request.disk, here=here) if isinstance(each, Housed) else each for each in techniques]
     name, source, asked, dtype = _source(model, request, components)
     folder = cache or cache_folder()
     return Study(

@@ -150,7 +150,7 @@ def test_no_driver_is_said_with_what_to_do() -> None:
 
 def test_the_request_arrives_whole(answered: list[Any]) -> None:
     words = "--height 2224 --width 3840 --batch 2 --prompts 3 --frames 5 --steps 20 --guidance 7.5 --prompt-tokens 9"
-    limits = "--budget 75% --dtype bf16 --fidelity lossy --host-ram 16GB"
+    limits = "--budget 75% --dtype bf16 --fidelity lossy --host-ram 16GB --disk 20GB"
     extra = ("--arg", "sigmas=[1, 0.5]", "--arg", 'negative_prompt="blue"')
     assert run("plan", "sd15", *ON_CARD, *words.split(), *limits.split(), *extra).exit_code == 0
     [(model, given)] = answered
@@ -159,7 +159,7 @@ def test_the_request_arrives_whole(answered: list[Any]) -> None:
     assert given["request"] == Request(
         height=2224, width=3840, images=2, prompts=3, frames=5, steps=20, guidance=7.5, prompt_tokens=9,
         budget=Budget.parse("75%"), dtype="bfloat16", fidelity=Fidelity.LOSSY, host_ram=16_000_000_000,
-        extra=(("sigmas", (1, 0.5)), ("negative_prompt", "blue")),
+        disk=20_000_000_000, extra=(("sigmas", (1, 0.5)), ("negative_prompt", "blue")),
     )  # fmt: skip
 
 

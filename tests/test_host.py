@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from planner.host import available_host_ram
+from planner.host import available_host_ram, free_disk
 
 MB = 10**6
 
@@ -77,3 +77,9 @@ def test_over_the_limit_is_none_left(tmp_path: Path) -> None:
 
 def test_this_machine() -> None:
     assert 0 < available_host_ram() <= psutil.virtual_memory().total
+
+
+def test_disk_is_free_where_a_folder_will_be(tmp_path: Path) -> None:
+    free = free_disk(tmp_path / "not" / "there")
+    assert 0 < free <= psutil.disk_usage(str(tmp_path)).total
+    assert not (tmp_path / "not").exists()

@@ -60,6 +60,7 @@ REQUESTS = st.builds(
     extra=st.dictionaries(st.text(), VALUES, max_size=3).map(lambda extra: tuple(extra.items())),
     budget=BUDGETS,
     host_ram=st.none() | st.integers(1, 10**13),
+    disk=st.none() | st.integers(1, 10**13),
     fidelity=st.sampled_from(Fidelity),
     dtype=st.sampled_from([None, "float16", "bf16", "torch.float32"]),
 )
@@ -142,7 +143,7 @@ def test_defaults_leave_the_figures_to_the_pipeline() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "host_ram"]
+    "name", ["height", "width", "frames", "images", "prompts", "steps", "prompt_tokens", "host_ram", "disk"]
 )
 @pytest.mark.parametrize("value", [0, -512, 512.0, "512", True])
 def test_counts_are_positive_whole_numbers(name: str, value: object) -> None:

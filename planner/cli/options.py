@@ -71,6 +71,7 @@ CALL: tuple[Callable[[Command], Command], ...] = (
     click.option("--without", multiple=True, metavar="TECH", help="A technique it must not have; repeatable."),
     click.option("--plain", is_flag=True, help="Only what diffusers can do by itself."),
     click.option("--host-ram", metavar="SIZE", help="Host memory the plan may use."),
+    click.option("--disk", metavar="SIZE", help="What weights may take on disk."),
     click.option("--arg", "arguments", multiple=True, metavar="KEY=VALUE", help="Further call argument; a JSON value."),
 )
 """Fields of a request."""
@@ -129,12 +130,19 @@ asks = asking(*CARD, BUDGET)
 
 
 def _request(
-    *, budget: str = "auto", fidelity: str, host_ram: str | None, arguments: tuple[str, ...], **plain: Any
+    *,
+    budget: str = "auto",
+    fidelity: str,
+    host_ram: str | None,
+    disk: str | None,
+    arguments: tuple[str, ...],
+    **plain: Any,
 ) -> Request:
     return Request(
         budget=Budget.parse(budget),
         fidelity=Fidelity.parse(fidelity),
         host_ram=None if host_ram is None else parse_bytes(host_ram),
+        disk=None if disk is None else parse_bytes(disk),
         extra=tuple(map(_argument, arguments)),
         **plain,
     )

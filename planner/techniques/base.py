@@ -66,7 +66,8 @@ class Technique(Protocol):
     end "it …" where one value is not offered.  One that is offered only to those who name it may say what it
     `relieves`, traits of components: it is then named where nothing fits for want of room there.  One that can do with
     next to no host memory may have a method `spared`, which gives the technique that offers that, too: it is asked
-    where nothing fits and host memory cannot hold the weights.
+    where nothing fits and host memory cannot hold the weights.  One that writes files may have a method `housed`, which
+    gives the technique that keeps within so many bytes of disk.
     """
 
     @property
@@ -104,4 +105,13 @@ class Outlining(Protocol):
 
     def outlines(self, program: Program, options: Sequence[Option]) -> Sequence[Outline | None]:
         """Of options for one component; None where only the program under the option tells."""
+        ...
+
+
+@runtime_checkable
+class Housed(Protocol):
+    """A technique that writes files."""
+
+    def housed(self, disk: int | None, *, here: bool) -> Technique:
+        """The same within so many bytes of disk; where none are named, within what is free if it is `here`."""
         ...

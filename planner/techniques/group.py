@@ -103,6 +103,12 @@ def choices(program: Program, groupings: Mapping[str, Grouping] = GROUPINGS) -> 
             yield Choice(name, tuple(c.name for c in program.components if c.name not in able))
 
 
+def written(program: Program, choice: Choice) -> int:
+    """Bytes of weights that wait in files."""
+    travelling = (c for c in program.components if c.name not in choice.without)
+    return sum(sum(component.weights) for component in travelling) if choice.grouping.disk else 0
+
+
 def rewritten(program: Program, choice: Choice) -> Program:
     """The program under a choice."""
     travelling = (c.name for c in program.components if c.name not in choice.without)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from planner import host
 from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.group_offload import Grouping
@@ -18,6 +19,7 @@ from planner.techniques import group
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.entrance import is_ours, travels
 from planner.techniques.live import default_device, in_reverse, modules, parts, remember, tensors, undone_on_error
+from planner.units import format_bytes
 
 CALLS = {
     "resident": 'pipe.to("cuda")',
@@ -47,6 +49,8 @@ class Placement:
     """Where the pipeline computes; empty: cuda where there is one, else cpu."""
     folder: str = ""
     """Where files of weights go that wait on disk; empty: the user's cache."""
+    room: int | None = None
+    """Bytes that these files may take; None: no limit is known."""
     sparing: bool = False
     """Whether weights may wait on disk though nobody named it."""
     name: str = "placement"
@@ -63,6 +67,7 @@ class Placement:
             *(
                 Option(technique=self.name, value=choice.value, calls=choice.calls)
                 for choice in group.choices(program, self._groupings(request))
+                if self.room is None or group.written(program, choice) <= self.room
             ),
         )
 
@@ -76,9 +81,18 @@ class Placement:
         for trait, why in LOST.get(kind, {"quantized": PACKED} if kind in group.ALL else {}).items():
             if lost := [component.name for component in program.components if trait in component.traits]:
                 return f"has {len(lost)} of {len(program.components)} components ({', '.join(lost)}) {why}"
-        return (
-            "has no denoiser whose blocks or layers diffusers can group so; name another" if kind in group.ALL else ""
-        )
+        if kind not in group.ALL:
+            return ""
+        found = next(group.choices(program, {kind: group.ALL[kind]}), None)
+        if found and self.room is not None and (needed := group.written(program, found)) > self.room:
+            files, there = format_bytes(needed), format_bytes(self.room)
+            return f"writes {files} to disk, where {there} are free or allowed; allow more disk or free some"
+        return "has no denoiser whose blocks or layers diffusers can group so; name another"
+
+    def housed(self, disk: int | None, *, here: bool) -> Placement:
+        """The same with so many bytes of disk; where none are named and it is `here`, what the folder has free."""
+        free = host.free_disk(Path(self.folder) if self.folder else _folder()) if here else self.room
+        return replace(self, room=free if disk is None else disk)
 
     def spared(self) -> Placement:
         """The same with what needs next to no host memory on offer."""

@@ -154,3 +154,11 @@ def test_packed_components_are_moved_where_others_are_streamed(sd: Any, monkeypa
     monkeypatch.setattr(placement, "travels", lambda part: part is sd.unet)
     PLACEMENT.apply(sd, Option(technique="placement", value="resident"))
     assert moved == [name for name in modules(sd) if name != "unet"]
+
+
+def test_disk_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.host.free_disk", lambda _: 7)
+    assert Placement().housed(None, here=False).room is None
+    assert Placement(room=3).housed(None, here=False).room == 3
+    assert Placement().housed(None, here=True).room == 7
+    assert Placement().housed(5, here=True).room == 5
