@@ -97,6 +97,17 @@ def test_a_shared_link_opens_the_same_plan(tab: Any, address: str) -> None:
     assert tab.url.endswith(again)
 
 
+def test_plain_diffusers_is_a_tick_away(tab: Any, address: str) -> None:
+    tab.goto(f"{address}?width=512&height=512&steps=4&budget=1.6GB")
+    read_verdict(tab, "streaming")
+    turn(tab, "Code")
+    assert "needs vram-planner for streaming" in tab.inner_text("#code")
+    field(tab, "plain").check()
+    read_verdict(tab, "placement=")
+    assert tab.url.endswith("&budget=1.6GB&plain=True")
+    assert "planner" not in tab.inner_text("#code")
+
+
 def test_a_budget_nobody_can_read_is_answered_in_a_sentence(tab: Any, address: str) -> None:
     tab.goto(f"{address}?steps=4")
     read_verdict(tab, "fits in")
