@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rig
+from applied import named, ran, roomy
 from rig import Server
 
 from planner import profiles
@@ -31,67 +31,38 @@ CASES = (
     ("wan2.1-t2v-1.3b", BLOCK), ("wan2.1-t2v-1.3b", LEAVES_AHEAD),
 )  # fmt: skip
 FURTHER = tuple(
-    (model, replace(grouping, **changes))
-    for model, groupings in (
-        ("sd15", (BLOCK, LEAVES_AHEAD)), ("flux1-dev", (LEAF, AHEAD)), ("wan2.1-t2v-1.3b", (LEAF, LEAVES_AHEAD))
+    (model, f"group_{groups}_{way}")
+    for model, sizes in (
+        ("sd15", ("block", "leaf_stream")), ("flux1-dev", ("leaf", "block_stream")),
+        ("wan2.1-t2v-1.3b", ("leaf", "leaf_stream")),
     )
-    for grouping in groupings
-    for changes in ({"disk": True}, {"pinned": False}, {"record": True})
-    if grouping.stream or "disk" in changes
+    for groups in sizes
+    for way in ("disk", "low_cpu_mem", "record")
+    if way == "disk" or "stream" in groups
 )  # fmt: skip
 """What is named: on disk, pinned in flight, and recorded on the stream."""
 LAG = 1024
 """Launches by which the host may be ahead of the card."""
 
 
-def named(value: str | Grouping) -> str:
+def told(value: str | Grouping) -> str:
     """As part of a test's name."""
     return value if isinstance(value, str) else "-".join(map(str, settings(value).values()))
 
 
-def run(
-    model: str, settings: dict[str, Any], staying: list[str], call: dict[str, Any], disk: bool = False
-) -> dict[str, Any]:
-    """Sent to the virtual GPU: two steps under diffusers' hooks.  Files hold no bytes, only their sizes."""
-    import json
-    import tempfile
-    from pathlib import Path
-
-    import safetensors.torch
+def run(model: str, settings: dict[str, Any], staying: list[str], call: dict[str, Any]) -> dict[str, Any]:
+    """Sent to the virtual GPU: two steps under diffusers' hooks."""
     import torch
     from inside import arguments, peaks, pipelines, smallvalues
-
-    from planner.techniques import group
-
-    def sparse(tensors: dict[str, torch.Tensor], file: str) -> None:
-        names = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64"}
-        header, end = {}, 0
-        for key, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-            offsets = [end, end := end + tensor.nbytes]
-            header[key] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with Path(file).open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(8 + len(text) + end)
 
     mode = smallvalues.install()  # noqa: F841  (lives as long as the process)
     pipe = pipelines.shipped(model)
     heard = peaks.Peaks(pipe)
-    with tempfile.TemporaryDirectory() as folder:
-        if disk:
-            safetensors.torch.save_file = sparse
-            grouping = group.Grouping(
-                blocks=settings.get("num_blocks_per_group", 0), stream=settings.get("use_stream", False), disk=True
-            )
-            group.offload(pipe, grouping, staying, "cuda", Path(folder))
-        else:
-            pipe.enable_group_offload(torch.device("cuda"), torch.device("cpu"), exclude_modules=staying, **settings)
-        with torch.no_grad():
-            pipe(**arguments.of(pipe, call))
-    stats = torch.cuda.host_memory_stats()
-    pinned, held = stats["active_bytes.current"], stats["allocated_bytes.peak"]
-    return {**heard.whole, "phases": heard.phases, "pinned": pinned, "held": held}
+    pipe.enable_group_offload(torch.device("cuda"), torch.device("cpu"), exclude_modules=staying, **settings)
+    with torch.no_grad():
+        pipe(**arguments.of(pipe, call))
+    pinned = torch.cuda.host_memory_stats()["active_bytes.current"]
+    return {**heard.whole, "phases": heard.phases, "pinned": pinned}
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +71,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-def foreseen(model: str, grouping: Grouping, cache: Path) -> tuple[Rehearsal, list[str], int]:
-    """The rehearsal, the components that stay on the card, and bytes of host memory."""
+def asked(model: str, **further: Any) -> Request:
     height, width = SIZES[model]
     frames = {"frames": FRAMES} if "wan" in model else {}
-    programs = Programs(
-        FromProfile(profiles.find(model), None), Request(height=height, width=width, steps=2, **frames), cache
-    )
+    return Request(height=height, width=width, steps=2, **frames, **further)
+
+
+def call(model: str) -> dict[str, Any]:
+    """The same as a pipeline takes it; what it does not know is left out there."""
+    height, width = SIZES[model]
+    return {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
+
+
+def foreseen(model: str, grouping: Grouping, cache: Path) -> tuple[Rehearsal, list[str], int]:
+    """The rehearsal, the components that stay on the card, and bytes of host memory."""
+    programs = Programs(FromProfile(profiles.find(model), None), asked(model), cache)
     program = programs.get(Variant())
     programs.keep()
     able = [c.name for c in program.components if groupable(program, c.name, grouping)]
@@ -115,12 +94,10 @@ def foreseen(model: str, grouping: Grouping, cache: Path) -> tuple[Rehearsal, li
     return rehearse(grouped, card(CARD)), staying, grouped.waiting
 
 
-@pytest.mark.parametrize(("model", "grouping"), CASES, ids=named)
+@pytest.mark.parametrize(("model", "grouping"), CASES, ids=told)
 def test_memory_is_as_foreseen(vgpu: Server, cache: Path, model: str, grouping: Grouping) -> None:
     rehearsal, staying, waiting = foreseen(model, grouping, cache)
-    height, width = SIZES[model]
-    call = {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
-    sent = {"model": model, "settings": settings(grouping), "staying": staying, "call": call}
+    sent = {"model": model, "settings": settings(grouping), "staying": staying, "call": call(model)}
     seen = vgpu.script(run, sent, **rig.card(CARD))
     assert staying == (["vae"] if model == "sdxl" and grouping.stream else [])
     assert 0.998 <= rehearsal.allocated / seen["allocated"] <= 1.01
@@ -179,18 +156,15 @@ def test_undone_out_of_pinned_memory(vgpu: Server, value: str) -> None:
         assert seen == {"pinned": seen["pinned"], "changed": [], "left": 0, "state": [], "files": 0}, name
 
 
-@pytest.mark.parametrize(("model", "grouping"), FURTHER, ids=lambda v: v if isinstance(v, str) else repr(v)[9:-1])
-def test_what_is_named_is_as_foreseen(vgpu: Server, cache: Path, model: str, grouping: Grouping) -> None:
-    rehearsal, staying, waiting = foreseen(model, grouping, cache)
-    height, width = SIZES[model]
-    call = {"height": height, "width": width, "num_frames": FRAMES, "num_inference_steps": 2}
-    sent = {"model": model, "settings": settings(grouping), "staying": staying, "call": call, "disk": grouping.disk}
-    lag = {"event_lag": LAG} if grouping.record else {}
-    seen = vgpu.script(run, sent, **rig.card(CARD), **lag)
-    assert 0.995 <= rehearsal.allocated / seen["allocated"] <= 1.005
-    least, most = (0.95, 2) if grouping.record else (0.99, 1.05)  # products are no launches on the virtual GPU
-    assert least <= rehearsal.reserved / seen["reserved"] <= most
-    if grouping.disk:
-        assert seen["held"] <= 1.001 * waiting
-    if grouping.disk and not grouping.stream:
-        assert seen["held"] == waiting
+@pytest.mark.parametrize(("model", "value"), FURTHER)
+def test_what_is_named_is_as_foreseen_and_taken_back(vgpu: Server, cache: Path, model: str, value: str) -> None:
+    plan = named(model, asked(model, use=(f"placement={value}",)), roomy(CARD), cache)
+    record, disk = "record" in value, "disk" in value
+    seen = ran(vgpu, plan, call(model), lag=LAG * record)
+    assert 0.995 <= plan.promise.allocated / seen["allocated"] <= 1.005
+    least, most = (0.95, 2) if record else (0.99, 1.05)  # products are no launches on the virtual GPU
+    assert least <= plan.promise.reserved / seen["reserved"] <= most
+    if disk:
+        assert seen["pinned"] <= 1.001 * plan.promise.host
+    if disk and "stream" not in value:
+        assert seen["pinned"] == plan.promise.host

@@ -129,7 +129,7 @@ CASES = (
     Case(model="sd3-medium", use=WIDE_HALF, phase="transformer", request=SCRAP, dtype="float32"),
     Case(model="wan2.1-t2v-1.3b", use=WIDE_HALF, phase="transformer", request=SMALL, dtype="float32"),
     Case(model="sd15", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
-    Case(model="sdxl", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
+    Case(model="if-i-m", use=JIT, phase="unet", request={"calls": 2}, saves=False, least=GRAPH),
     Case(model="kandinsky-2.2-decoder", use=JIT, phase="unet", request=HALVED | {"calls": 2}, saves=False, least=GRAPH),
     *(Case(model=m, use=XFORMERS, phase=p, request=r, saves=False) for m, p, r in ATTENDING),
 )  # fmt: skip
