@@ -14,6 +14,7 @@ from planner.device import Device
 from planner.errors import BadRequest
 from planner.limits import Kind
 from planner.plan import Plan
+from planner.pricing import LASTING, words
 from planner.probe import held as held_by
 from planner.probe import probe_one
 from planner.profiles import PipelineProfile
@@ -62,8 +63,8 @@ def load(
     `model`: a folder in hub layout with safetensors weights, or a hub id whose files are on this machine; nothing is
     fetched and no code of theirs is run.  `variant`: `fp16` for files named so.  Other arguments as of `plan`.  Nothing
     is left on the card before the plan is applied.  What the plan quantizes is rounded as soon as it is read, and not
-    kept as it was: that much of the plan cannot be reverted.  Raises BadRequest, TraceFailed, Infeasible or
-    ApplyFailed.
+    kept as it was: that much of the plan cannot be reverted, which `tell` hears before.  Raises BadRequest,
+    TraceFailed, Infeasible or ApplyFailed.
     """
     asked = Request.from_json({**(request.to_json() if request else {}), **wanted})
     card, room = device or probe_one(), asked.host_ram or host.available_host_ram()
@@ -76,7 +77,8 @@ def load(
     finally:
         study.keep()
     loading.check_room(peak, worst, room)
-    tell(f"loading {made.model}")
+    lasts = [words(option) for option in made.options if option.technique in LASTING]
+    tell(f"loading {made.model}" + (f"; {', '.join(lasts)} cannot be undone" if lasts else ""))
     pipe = loading.fetched(model, made, techniques=techniques, components=components, variant=variant)
     apply.configure(pipe, made, techniques=loading.kept_nothing(techniques))
     packed = loading.card_peak(read, stays) if loading.packs(made) else 0

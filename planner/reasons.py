@@ -11,11 +11,13 @@ from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
 from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
-from planner.pricing import EXPANDABLE, Candidate, Priced, Pricer, described
+from planner.pricing import EXPANDABLE, LASTING, Candidate, Priced, Pricer, described, words
 from planner.rehearsal import Rehearsal
 from planner.request import Request
 from planner.scenes import Scene
 from planner.solve import Alternative, alternatives
+from planner.techniques.base import Option
+from planner.techniques.packing import BITS
 from planner.units import format_bytes, format_seconds
 
 SHOWN = 12
@@ -203,11 +205,29 @@ def _notes(order: Order, winner: Priced) -> Iterator[str]:
             "Nothing fits in segments of fixed size, for want of room between fragments; expandable segments change "
             "torch's allocator for the whole process until the plan is reverted, and need Linux."
         )
+    yield from map(_lasting, (o for o in winner.candidate if o.technique in LASTING and _is_unread(winner)))
     if order.budget - order.device.free > 0:
         yield (
             f"The budget is {format_bytes(order.budget)}, but only {format_bytes(order.device.free)} of "
             f"{order.device.name} are free now; free the rest before the run."
         )
+
+
+def _is_unread(priced: Priced) -> bool:
+    """Whether the pipeline is still to be loaded."""
+    return all("unread" in part.traits for part in priced.program.components)
+
+
+def _lasting(option: Option) -> str:
+    if option.value in BITS:
+        return (
+            f"{words(option)} is done while the pipeline is loaded and cannot be undone; for the weights as they were, "
+            "load it anew."
+        )
+    return (
+        f"{words(option)} cannot be undone where the pipeline is loaded for this plan (by planner.load or vram-planner "
+        "run): nothing is kept of the weights as they were, as it is by plan.apply on a pipeline that is there."
+    )
 
 
 def _rejections(choice: Choice, order: Order) -> Iterator[Rejection]:

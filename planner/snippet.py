@@ -12,7 +12,7 @@ from planner import profiles
 from planner.errors import BadRequest
 from planner.folding import fold, literal
 from planner.plan import Plan
-from planner.pricing import words
+from planner.pricing import LASTING, words
 from planner.profiles import ComponentProfile, PipelineProfile
 from planner.request import PICTURES, Request
 from planner.sizes import Sizes
@@ -34,6 +34,7 @@ _GIVES = re.compile(r"\(MODEL, (?P<argument>quantization_config=.*)\)")
 _ADDS = re.compile(r"pipe\((?P<name>\w+)=(?P<value>\w+)\)")
 """An option that is an argument of the call."""
 GGUF = "GGUFQuantizationConfig"
+_LASTS = "; cannot be undone"
 _GENERATES = re.compile(r"\bpipe\((?P<prompt>prompts?\b[^,]*), num_\w+=(?P<images>\d+)\)")
 
 
@@ -109,6 +110,8 @@ def _loading(plan: Plan) -> Iterator[str]:
     arguments += [each["argument"] for each in found if each]
     arguments += [f"{part.name}={part.name}" for part in (*(part for part, _ in _filed(plan)), *(p for _, p in lent))]
     arguments += [f"{name}=None" for name in _left_out(plan, profile)]
+    lasting = (option for option in plan.options if any(map(_GIVES.search, option.calls)))
+    yield from (f"# {spoken(option)}{_LASTS}" for option in lasting)
     yield f"pipe = {plan.pipeline}.from_pretrained({', '.join(arguments)})"
     for part in profile.loaded if profile else ():
         if part.readied:
@@ -154,7 +157,7 @@ def _setting(option: Option) -> Iterator[str]:
     calls = [call for call in option.calls if not any(found(call) for found in elsewhere)]
     if any(not call.startswith(("from ", "import ")) for call in calls):
         ours = "" if option.plain else ", which diffusers lacks"
-        yield f"# {spoken(option)}{ours}"
+        yield f"# {spoken(option)}{ours}{_LASTS if option.technique in LASTING else ''}"
     yield from map(fold, calls)
 
 

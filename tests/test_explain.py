@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from plans import CHANNELS_LAST, PLAN, RESIDENT, SPLIT, STRIDED, TILING, phase, 
 from rich.cells import cell_len
 from rich.console import Console
 
-from planner import explain, folding, profiles, snippet
+from planner import explain, folding, profiles, reasons, snippet
 from planner.plan import Infeasible, Plan, Rejection
 from planner.request import Fidelity, Request
+from planner.techniques import packing
 from planner.techniques.base import Option
 from planner.units import format_bytes, format_seconds
 
@@ -263,3 +265,14 @@ def test_long_text_is_folded_too(words: str) -> None:
     folded = folding.fold(f"pipe(prompt, negative_prompt={folding.literal(words)})")
     assert widest(folded) <= 80
     assert ast.literal_eval(ast.parse(folded).body[0].value.keywords[0].value) == words  # type: ignore[attr-defined]
+
+
+def test_what_is_packed_while_loading_is_said_to_last() -> None:
+    packed = Option(
+        technique="quantization", value="nf4", fidelity=Fidelity.LOSSY,
+        calls=(packing.IMPORT, packing.call(PLAN.pipeline, "nf4", {"transformer": "bfloat16"})),
+    )  # fmt: skip
+    text = snippet.code(replace(PLAN, options=(packed,)))
+    assert re.search(r"# quantization=nf4; cannot be undone\npipe = \w+\.from_pretrained\(", text)
+    assert "cannot be undone" not in snippet.code(PLAN)
+    assert reasons._lasting(packed).endswith("cannot be undone; for the weights as they were, load it anew.")

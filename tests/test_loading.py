@@ -57,6 +57,7 @@ def test_rounded_as_it_is_read(load: Any) -> None:
     plain, _ = load(fidelity="exact")
     pipe, plan = load(fidelity="lossy", use=["quantization=float8"], without=["precision"])
     assert plan.option("quantization") is not None
+    assert plan.notes[0].startswith("quantization=float8 cannot be undone where the pipeline is loaded for this plan")
     assert bytes_of(pipe.unet) < bytes_of(plain.unet)
     assert bytes_of(pipe.text_encoder) == bytes_of(plain.text_encoder)
     pipe(PROMPT, height=64, width=64, num_inference_steps=2)
@@ -67,7 +68,11 @@ def test_rounded_as_it_is_read(load: Any) -> None:
 def test_packed_as_it_is_read(folder: Path, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     plain, _ = load(fidelity="exact")
-    pipe, plan = load(fidelity="lossy", use=["quantization=nf4"], without=["precision"])
+    heard: list[str] = []
+    pipe, plan = load(fidelity="lossy", use=["quantization=nf4"], without=["precision"], tell=heard.append)
+    assert heard[-1].endswith("; quantization=nf4 cannot be undone")
+    assert plan.notes[0].startswith("quantization=nf4 is done while the pipeline is loaded and cannot be undone")
+    assert "# quantization=nf4; cannot be undone\n" in plan.explain()
     assert pipe.unet.is_loaded_in_4bit
     assert plan.option("quantization").value == "nf4"
     stays = {phase.name: phase.weights for phase in plan.promise.phases}

@@ -39,7 +39,7 @@ def command(*, asked: Asked, prompt: str, seed: int | None, file: Path, as_json:
     with output.working(f"Planning {asked.model} …", hidden=as_json) as tell:
         plan = auto.plan(asked.model, **asked.how, tell=tell)
     if not as_json:
-        output.show([explain.verdict(plan), explain.switched_on(plan)])
+        output.show([explain.verdict(plan), explain.switched_on(plan), *plan.notes])
     with output.working(f"Loading {asked.model} …", hidden=as_json):
         output.hide_bars()
         pipe = loading.fetched(asked.model, plan, techniques=DEFAULT, components=asked.how["components"])
