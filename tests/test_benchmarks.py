@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from planner import cards, profiles
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -25,7 +28,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["accuracy", "founding", "published"])
+@pytest.mark.parametrize("name", ["accuracy", "founding", "published", "time_fit"])
 def test_imports(benchmark: Any, name: str) -> None:
     assert callable(benchmark(name).main if name != "published" else benchmark(name).report)
 
@@ -140,3 +143,28 @@ def test_published_rows_set_apart_stand_apart_with_their_reason(benchmark: Any) 
     last = page.strip().splitlines()[-1]
     assert last.startswith("| 2 |")
     assert last.endswith("| +20.00% | set apart after comparison: another library |")
+
+
+def test_published_timings_name_what_is_shipped(benchmark: Any) -> None:
+    """And the page counts every row that is left out by its reason."""
+    time_fit = benchmark("time_fit")
+    rows = time_fit.read()
+    used = [row for row in rows if not row.left_out]
+    assert {row.card for row in used} <= set(cards.cards())
+    assert {row.model for row in used} <= set(profiles.names())
+    assert {word.partition("=")[0] for row in used for word in row.use.split()} <= set(time_fit.BY_NAME)
+    assert all(row.published > 0 for row in used)
+    page = (BENCHMARKS / "results/time.md").read_text("utf-8")
+    assert f"| fitted, all | {sum(row.placement == 'resident' for row in used)} |" in page
+    for why, number in Counter(row.left_out for row in rows if row.left_out).items():
+        assert f"| {why} | {number} |" in page
+
+
+def test_predictions_that_are_equal_put_nothing_in_order(benchmark: Any) -> None:
+    time_fit = benchmark("time_fit")
+    quick = next(row for row in time_fit.read() if not row.left_out and row.measures == "call")
+    slow, alike = replace(quick, use="fused_qkv", seconds="100"), replace(quick, use="vae_slicing", seconds="101")
+    quick = replace(quick, seconds="50")
+    rows = [quick, slow, alike]
+    assert time_fit.orderings(rows, {quick: 1.0, slow: 2.0, alike: 2.0})[:2] == (2, 2), "1 % apart is no pair"
+    assert time_fit.orderings(rows, {quick: 2.0, slow: 2.0, alike: 1.0})[:2] == (0, 2)
