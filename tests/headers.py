@@ -1,4 +1,4 @@
-"""Headers of GGUF files without the weights: those of FLUX.1-dev in the names its makers gave its layers."""
+"""Headers of GGUF files without the weights: of FLUX.1-dev in the names its makers gave its layers, and of others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from pathlib import Path
 WIDTH = 3072
 STREAMS, SINGLE = 19, 38
 Layer = tuple[str, int, int]
+RENAMED = {
+    "LTXVideoTransformer3DModel": {
+        "proj_in": "patchify_proj", "time_embed": "adaln_single", "norm_q": "q_norm", "norm_k": "k_norm",
+    }
+}  # fmt: skip
+"""What diffusers calls otherwise (convert_ltx_transformer_checkpoint_to_diffusers, 0.42.1)."""
 
 
 def flux(file: Path, kind: str) -> Path:
@@ -38,6 +44,37 @@ def flux(file: Path, kind: str) -> Path:
         plain(f"{name}.bias", rows)
     for name in norms():
         plain(f"{name}.scale", 128)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    return file
+
+
+def others(file: Path, model: str, kind: str) -> Path:
+    """A transformer whose makers' names are diffusers' own, or nearly: matrices of the blocks in `kind`."""
+    import diffusers
+    import numpy
+    import torch
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+    from planner import profiles
+
+    part = next(part for part in profiles.find(model).components if part.name == "transformer")
+    with torch.device("meta"):
+        tensors = getattr(diffusers, part.kind).from_config(dict(part.config)).state_dict()
+    packed = GGMLQuantizationType[kind]
+    numbers, nbytes = GGML_QUANT_SIZES[packed]
+    writer = GGUFWriter(file, model)
+    for name, tensor in tensors.items():
+        for ours, theirs in RENAMED.get(part.kind, {}).items():
+            name = name.replace(ours, theirs)  # noqa: PLW2901
+        if tensor.dim() == 2 and "blocks." in name and name.endswith(".weight"):  # tables stay as they are
+            shape = (tensor.shape[0], tensor.shape[1] // numbers * nbytes)
+            writer.add_tensor_info(name, shape, numpy.dtype("uint8"), prod(shape), raw_dtype=packed)
+        else:
+            dtype = numpy.dtype("float32")
+            writer.add_tensor_info(name, tensor.shape, dtype, 4 * tensor.numel(), raw_dtype=GGMLQuantizationType["F32"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
