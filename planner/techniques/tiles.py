@@ -60,8 +60,13 @@ class Tile:
         return f"{self.edge}/{self.overlap}" if self.overlap else self.edge
 
     def lacks(self, component: Component) -> str:
-        """Why an autoencoder cannot have it, in words that follow "it"; empty where it can."""
+        """Why an autoencoder cannot have it, in words that follow "it"; empty where it can.
+
+        Allegro's can have what is offered alone.
+        """
         factor = component.factor
+        if component.kind == ALLEGRO:
+            return f"leaves black what tiles of {self.value} do not cover at this size; name vae_tiling alone"
         if component.kind not in KNOWN and (self.overlap or self.edge != component.tile):
             return f"has an autoencoder of a class whose tiles are known in 1 size, {component.tile}"
         if self.edge % factor or self.overlap % factor:

@@ -92,8 +92,7 @@ def _picture(program: Program, request: Request) -> tuple[int, int]:
 
 
 def _possible(tile: Tile, able: Sequence[Component], largest: int) -> bool:
-    covers = all(component.kind != ALLEGRO for component in able)  # else only what is offered does
-    return covers and bool(able) and tile.edge < largest and not any(tile.lacks(component) for component in able)
+    return bool(able) and tile.edge < largest and not any(tile.lacks(component) for component in able)
 
 
 def plain_calls(component: Component, tile: Tile) -> tuple[str, ...]:

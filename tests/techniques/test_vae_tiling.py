@@ -162,6 +162,7 @@ def test_what_allegro_is_offered_covers_the_picture(size: tuple[int, int]) -> No
         ("512/264", {}, "264 is more than half of 512"),
         ("384/136", {}, "otherwise in latents than in pixels"),
         ("384", {"kind": "AutoencoderKLNew", "tile": 320}, "known in 1 size, 320"),
+        ("384/64", {"kind": "AutoencoderKLAllegro", "tile": 0}, "leaves black what tiles of 384/64 do not cover"),
     ],
 )
 def test_a_tile_that_cannot_be_had_gets_the_reason(value: str, changes: dict[str, Any], reason: str) -> None:
