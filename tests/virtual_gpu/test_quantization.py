@@ -78,7 +78,7 @@ def test_it_is_chosen_where_it_pays_and_runs_under_the_cap(
     vgpu: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "USUAL", ())  # bitsandbytes' 4 bits pay more, where it is installed
-    asked: dict[str, Any] = {"budget": "12GB", "height": 1024, "width": 1024, "fidelity": "lossy"}
+    asked: dict[str, Any] = {"budget": "10GB", "height": 1024, "width": 1024, "fidelity": "lossy"}
     device = card("rtx-4090")
     plan = planner.plan("flux1-dev", device=device, cache=cache, **asked)
     exact = planner.plan(
