@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any
 
@@ -46,6 +46,21 @@ BUDGETS = "Budgets"
 """The tab that takes its time, and is filled only while it is looked at."""
 
 
+@dataclass(slots=True)
+class Look:
+    """What one reader looks at.  Gradio hands every event of a tab of the browser the same one."""
+
+    tab: str = ""
+    turns: int = 0
+    """Changes of what is looked at; an answer that was begun before the last of them is not wanted any more."""
+
+    def turn(self, tab: str | None = None) -> int:
+        """Look at a tab, or at the same one with other values: the number of this look."""
+        self.tab = self.tab if tab is None else tab
+        self.turns += 1
+        return self.turns
+
+
 def serve(desk: Desk, start: Form, *, host: str, port: int | None = None, browser: bool = False) -> Any:
     """Start the page: `local_url` is where it is, and `close()` ends it.  Raises BadRequest where the port is taken."""
     page = built(desk, forms.completed(start))
@@ -85,11 +100,11 @@ def built(desk: Desk, start: Form) -> Any:
                         code = gr.Code(language="python", elem_id="code", show_label=False, container=False)
                     with gr.Tab("Reasons"):
                         reasons = gr.HTML(elem_id="reasons")
-        tab = gr.State("")
-        handlers = Handlers(desk, start, fields, tab)
+        look = gr.State(Look())
+        handlers = Handlers(desk, start, fields, look)
         outputs = [*fields.values(), verdict, pictures, reasons, code]
         how: dict[str, Any] = {"outputs": outputs, "show_progress_on": [verdict], "concurrency_id": "plan"}
-        inputs = {*fields.values(), tab}
+        inputs = {*fields.values(), look}
         edited = [fields[name].submit for name in TYPED]
         edited += [fields[name].input for name in ("card", "fidelity", "plain")]
         answered = [
@@ -98,9 +113,8 @@ def built(desk: Desk, start: Form) -> Any:
             gr.on(edited, handlers.changed, inputs, trigger_mode="always_last", **how),
             go.click(handlers.changed, inputs, scroll_to_output=True, **how),
         ]
-        watched = tabs.select(handlers.turned, None, tab)
-        looking = [event.then(handlers.budgets, inputs, budgets) for event in (*answered, watched)]
-        gr.on([fields["model"].input, *edited, go.click, tabs.select], None, cancels=looking)
+        for event in (*answered, tabs.select(handlers.turned, look, None)):
+            event.then(handlers.budgets, inputs, budgets, trigger_mode="multiple", concurrency_limit=None)
     return page
 
 
@@ -134,8 +148,8 @@ def _fields(start: Form) -> dict[str, Any]:
 class Handlers:
     """What Gradio calls; each gives new values for the fields and for all that is shown."""
 
-    def __init__(self, desk: Desk, start: Form, fields: Mapping[str, Any], tab: Any) -> None:
-        self._desk, self._start, self._fields, self._tab = desk, start, fields, tab
+    def __init__(self, desk: Desk, start: Form, fields: Mapping[str, Any], look: Any) -> None:
+        self._desk, self._start, self._fields, self._look = desk, start, fields, look
 
     def opened(self, request: gr.Request) -> Iterator[list[Any]]:
         """The page with what its link says."""
@@ -148,6 +162,7 @@ class Handlers:
 
     def chosen(self, given: dict[Any, Any]) -> Iterator[list[Any]]:
         """Another model: what is usual for it is filled in."""
+        given[self._look].turn()
         form = replace(self._form(given), width=None, height=None, frames=None, steps=None)
         try:
             form = forms.completed(form)
@@ -158,20 +173,26 @@ class Handlers:
 
     def changed(self, given: dict[Any, Any]) -> Iterator[list[Any]]:
         """Any other field."""
+        given[self._look].turn()
         form = self._form(given)
         card = gr.update(visible=form.card == forms.OTHER)
         yield from self._answered(form, [card if name == "vram" else gr.skip() for name in FIELDS])
 
     def budgets(self, given: dict[Any, Any]) -> Iterator[Any]:
         """What each budget buys, while somebody looks."""
-        if given[self._tab] != BUDGETS:
+        look: Look = given[self._look]
+        mine = look.turn()
+        if look.tab != BUDGETS:
             yield view.waiting("")
             return
-        yield from answers.budgets(self._desk, self._form(given))
+        for shown in answers.budgets(self._desk, self._form(given)):
+            if look.turns != mine:
+                return
+            yield shown
 
-    def turned(self, event: gr.SelectData) -> str:
+    def turned(self, look: Look, event: gr.SelectData) -> None:
         """The tab that is looked at."""
-        return str(event.value)
+        look.turn(str(event.value))
 
     def _form(self, given: Mapping[Any, Any]) -> Form:
         return Form(**{name: given[field] for name, field in self._fields.items()})

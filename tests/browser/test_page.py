@@ -143,6 +143,28 @@ def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     assert overflow(tab) == 0
 
 
+def test_a_slow_line_mixes_up_no_answers(tab: Any, address: str) -> None:
+    """What is asked first may arrive last: each change is asked about twice, by the plan and by the tab."""
+
+    def late(route: Any) -> None:
+        body = str(route.request.post_data)
+        tab.wait_for_timeout(1500 if '"trigger_id":0' in body and '"data":[]' not in body else 0)
+        route.continue_()
+
+    tab.route("**/queue/join**", late)
+    tab.goto(f"{address}?steps=4&width=256&height=320")
+    read_verdict(tab, "fits in")
+    turn(tab, "Budgets")
+    tab.wait_for_selector("#budgets .searching", timeout=PATIENCE)
+    fill(tab, "steps", "6")
+    fill(tab, "steps", "8")
+    tab.wait_for_selector("#budgets .searching", timeout=PATIENCE)
+    tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)
+    tab.wait_for_timeout(2000)
+    assert tab.url.endswith("&steps=8")
+    assert tab.is_visible("#budgets svg.vp:visible")
+
+
 def test_another_model_brings_its_usual_call(tab: Any, address: str) -> None:
     tab.goto(f"{address}?steps=4&width=256&height=256")
     read_verdict(tab, "fits in")
