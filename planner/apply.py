@@ -15,6 +15,7 @@ from planner.refresh import refreshed
 from planner.techniques import DEFAULT
 from planner.techniques.base import Option, Technique, Undo
 from planner.techniques.live import beside, in_reverse, modules, on_card, undone_on_error
+from planner.techniques.offload import Offload
 from planner.techniques.placement import Placement, check_free, remember_places
 from planner.techniques.streaming import Streaming
 from planner.techniques.vae_on_host import VaeOnHost
@@ -93,7 +94,7 @@ def _marked(pipe: Any) -> Undo:
 
 def _able(techniques: Sequence[Technique], device: str | None) -> dict[str, Technique]:
     """By name; where a device is given, our own compute there."""
-    own = (Placement, Streaming, VaeOnHost)
+    own = (Placement, Streaming, Offload, VaeOnHost)
     return {t.name: replace(t, device=device) if device is not None and isinstance(t, own) else t for t in techniques}
 
 

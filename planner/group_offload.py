@@ -103,8 +103,22 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     """The program with these components offloaded by groups and all others on the card from the start."""
     chosen = frozenset(names)
     stay = tuple(Load(c.name, c.weights) for c in program.components if c.name not in chosen)
-    numbered = enumerate((c for c in program.components if c.name in chosen), start=1)
-    writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for stream, c in numbered})
+    written = _written(program, grouping, chosen)
+    return written.with_course(stay + written.events)
+
+
+def group_offload_one(program: Program, grouping: Grouping, name: str) -> Program:
+    """The program with one component offloaded by groups; where the others wait is written into it by others."""
+    written = _written(program, grouping, frozenset((name,)))
+    part = written.component(name)
+    gone = replace(part, weights=(), units=(), stacks=(), tables=(), traits=part.traits | {"travels"})
+    return replace(written, components=tuple(gone if c.name == name else c for c in written.components))
+
+
+def _written(program: Program, grouping: Grouping, chosen: frozenset[str]) -> Program:
+    """The program with the hooks on these components, and nothing of the others."""
+    numbered = ((c, place) for place, c in enumerate(program.components, start=1) if c.name in chosen)
+    writer = _Writer(program, {c.name: _Hooks(program, c, grouping, stream) for c, stream in numbered})
     course = tuple(writer.course())
     stands = 1 if any(type(event) is Again for event in program.landmarks) else program.variant.splits
     for _ in range(min(stands, SETTLED) - 1):  # one call stands for later ones, which know the order and what was left
@@ -113,7 +127,7 @@ def group_offload(program: Program, grouping: Grouping, names: Iterable[str]) ->
     waiting += in_flight((course, *(body.events for body in writer.written)))
     return replace(
         program, placed=(*program.placed, *writer.written), waiting=program.waiting + waiting
-    ).with_course(stay + course)  # fmt: skip
+    ).with_course(course)  # fmt: skip
 
 
 def host_bytes(component: Component, grouping: Grouping) -> int:

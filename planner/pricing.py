@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import groupby, product
 from math import floor, prod
 
 from planner import workspace
@@ -111,7 +111,11 @@ class Pricer:
 
         None where that cannot be said.
         """
-        technique = self.techniques[options[0].technique]
+        by_technique = groupby(options, key=lambda option: option.technique)
+        return [sketch for name, same in by_technique for sketch in self._sketches(scene, name, tuple(same))]
+
+    def _sketches(self, scene: Priced, name: str, options: Sequence[Option]) -> list[Sketch | None]:
+        technique = self.techniques[name]
         if not isinstance(technique, Outlining):
             return [None] * len(options)
         cut = self._passes(scene.program, options[0].component)

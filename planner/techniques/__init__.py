@@ -11,6 +11,7 @@ from planner.techniques.forward_chunks import ForwardChunks
 from planner.techniques.fused_qkv import FusedQkv
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.micro_batch import MicroBatch
+from planner.techniques.offload import Offload
 from planner.techniques.placement import Placement
 from planner.techniques.precision import Precision
 from planner.techniques.quantization import Quantization
@@ -41,6 +42,7 @@ DEFAULT: tuple[Technique, ...] = (
     StepCache(),
     MicroBatch(),
     Streaming(),
+    Offload(),
     Placement(),
     Tracing(),
     Split(),

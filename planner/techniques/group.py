@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from planner.errors import ApplyFailed, BadRequest
 from planner.group_offload import Grouping, group_offload, groupable
 from planner.groupable import moves
 from planner.program import Program
-from planner.techniques.live import Undo, in_reverse, modules, parts, remember, tensors, undone_on_error
+from planner.techniques.entrance import on_call
+from planner.techniques.live import Undo, in_reverse, modules, parts_of, remember, tensors_of, undone_on_error
 from planner.units import format_bytes
 
 GROUPINGS = {
@@ -89,6 +90,18 @@ class Choice:
         return (f'pipe.enable_group_offload(torch.device("cuda"), {", ".join(given)})',)
 
 
+def calls_for_one(component: str, setting: str) -> tuple[str, ...]:
+    """The plain diffusers code for one component; onto disk by ours, which keeps what two modules share."""
+    grouping = ALL[setting]
+    if grouping.disk:
+        call = f'one_onto_disk(pipe.{component}, {_literal(setting)}, "offload")'
+        return ("from planner.techniques.group import one_onto_disk", call)
+    given = ", ".join(f"{name}={_literal(value)}" for name, value in settings(grouping).items())
+    places = 'torch.device("cuda"), torch.device("cpu")'
+    call = f"apply_group_offloading(pipe.{component}, {places}, {given})"
+    return ("from diffusers.hooks import apply_group_offloading", call)
+
+
 def choices(program: Program, groupings: Mapping[str, Grouping] = GROUPINGS) -> Iterator[Choice]:
     """The settings under which at least one component travels; by blocks only where the denoiser has blocks.
 
@@ -138,25 +151,37 @@ def offload(pipe: Any, grouping: Grouping, without: Iterable[str], device: str, 
             f"The plan keeps {unknown[0]!r} on the card, which is none of this pipeline's {len(modules(pipe))} "
             "components; plan this pipeline."
         )
-    target, given = torch.device(device), settings(grouping)
-    if target.type == "cpu":
-        given = {name: value for name, value in given.items() if name not in STREAMING}
+    target, given = torch.device(device), _given(grouping, device)
     travelling = [module for name, module in modules(pipe).items() if name not in staying]
     files = _files(travelling, folder) if folder else None
-    undo = in_reverse(
-        (
-            partial(shutil.rmtree, files) if files else in_reverse(()),
-            _remembered(pipe),
-            _untied(travelling if files and not grouping.blocks else ()),
-            lambda: _unhook(pipe),
-        )
-    )
+    undo = _taken_back(modules(pipe).values(), travelling, files, grouping)
     with undone_on_error(undo):
         if files:
             _one_by_one(pipe, staying, target, files, given)
         else:
             pipe.enable_group_offload(target, torch.device("cpu"), exclude_modules=staying, **given)
     return undo
+
+
+def offload_one(module: Any, grouping: Grouping, device: str, folder: Path | None = None) -> Undo:
+    """Switch group offload on for one component, wherever the others are; return what undoes it.
+
+    With a `folder` its weights wait on disk, as with `offload`.
+    """
+    import torch
+
+    files = _files([module], folder) if folder else None
+    undo = _taken_back([module], [module], files, grouping)
+    with undone_on_error(undo):
+        _switch_on(module, torch.device(device), files, _given(grouping, device))
+        bears = on_call(module, torch.device(device), lambda: None, travelling=True)
+    return in_reverse((undo, bears))
+
+
+def one_onto_disk(module: Any, setting: str, folder: str | Path, *, device: str = "cuda") -> Undo:
+    """Have one component's weights wait in files in `folder`; return what undoes it and removes them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return offload_one(module, Choice.of(setting).grouping, device, Path(folder))
 
 
 def onto_disk(pipe: Any, value: str, folder: str | Path, *, device: str = "cuda") -> Undo:
@@ -171,7 +196,7 @@ def remove_group_offload(pipe: Any) -> None:
     import torch
 
     grouped = [module for module in modules(pipe).values() if any(map(moves, module.modules()))]
-    _unhook(pipe)
+    _unhook(modules(pipe).values())
     for part in (part for module in grouped for part in module.modules()):
         registry: Any = getattr(part, "_diffusers_hook", None)
         if registry is not None and not registry.hooks:
@@ -183,17 +208,47 @@ def remove_group_offload(pipe: Any) -> None:
     _give_back_pinned()
 
 
+def default_folder() -> Path:
+    """Where files of weights go unless somebody says; not that of temporary files, which often lies in memory."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("vram-planner")) / "weights"
+
+
+def _given(grouping: Grouping, device: str) -> dict[str, Any]:
+    """Arguments for that device: one without streams copies without them."""
+    given = settings(grouping)
+    return {n: v for n, v in given.items() if n not in STREAMING} if device.startswith("cpu") else given
+
+
+def _taken_back(components: Iterable[Any], travelling: Sequence[Any], files: Path | None, grouping: Grouping) -> Undo:
+    """What undoes group offload of those that travel, from how these components are now."""
+    whole = list(components)
+    return in_reverse(
+        (
+            partial(shutil.rmtree, files) if files else in_reverse(()),
+            _remembered(whole),
+            _untied(travelling if files and not grouping.blocks else ()),
+            lambda: _unhook(whole),
+        )
+    )
+
+
 def _one_by_one(pipe: Any, staying: Iterable[str], target: Any, folder: Path, given: dict[str, Any]) -> None:
     """As the pipeline's own method does, with a folder for each component: files are named by paths in it alone."""
-    import torch
-    from diffusers.hooks import apply_group_offloading
-
     for name, module in modules(pipe).items():
         if name in staying:
             module.to(target)
-            continue
-        switch_on = getattr(module, "enable_group_offload", None) or partial(apply_group_offloading, module)
-        switch_on(target, torch.device("cpu"), offload_to_disk_path=str(folder / name), **given)
+        else:
+            _switch_on(module, target, folder / name, given)
+
+
+def _switch_on(module: Any, target: Any, files: Path | None, given: dict[str, Any]) -> None:
+    import torch
+    from diffusers.hooks import apply_group_offloading
+
+    switch_on = getattr(module, "enable_group_offload", None) or partial(apply_group_offloading, module)
+    switch_on(target, torch.device("cpu"), offload_to_disk_path=str(files) if files else None, **given)
 
 
 def _files(travelling: Iterable[Any], folder: Path) -> Path:
@@ -230,15 +285,15 @@ def _untied(travelling: Iterable[Any]) -> Undo:
     return undo
 
 
-def _remembered(pipe: Any) -> Undo:
+def _remembered(components: Sequence[Any]) -> Undo:
     """What brings every weight back to where it was, and every buffer, of which the hooks get copies.
 
     `Module.to` puts new buffers in the old ones' place; were these given to the hooks, their bytes would stay on the
     card.
     """
-    places = [(tensor, tensor.device) for tensor in tensors(pipe)]
-    own = [remember(part, "forward", "_diffusers_hook") for part in parts(pipe)]
-    seats = [(part._buffers, dict(part._buffers)) for part in parts(pipe) if part._buffers]
+    places = [(tensor, tensor.device) for tensor in tensors_of(components)]
+    own = [remember(part, "forward", "_diffusers_hook") for part in parts_of(components)]
+    seats = [(part._buffers, dict(part._buffers)) for part in parts_of(components) if part._buffers]
     copies: dict[int, Any] = {}
     for table, tenants in seats:
         for name, buffer in tenants.items():
@@ -265,9 +320,9 @@ def _bring_home(tensor: Any, device: Any) -> None:
         tensor.data = tensor.data.clone()
 
 
-def _unhook(pipe: Any) -> None:
+def _unhook(components: Iterable[Any]) -> None:
     """Every hook of group offload off; those on disk load their weights first."""
-    for part in parts(pipe):
+    for part in parts_of(components):
         registry: Any = getattr(part, "_diffusers_hook", None)
         for name in HOOKS:
             hook = registry.get_hook(name) if registry is not None else None

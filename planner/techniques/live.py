@@ -21,8 +21,13 @@ def modules(pipe: Any) -> dict[str, Any]:
 
 def parts(pipe: Any) -> Iterator[Any]:
     """Every module of every component, each once."""
+    return parts_of(modules(pipe).values())
+
+
+def parts_of(components: Iterable[Any]) -> Iterator[Any]:
+    """Every module of these components, each once."""
     seen: set[int] = set()
-    for component in modules(pipe).values():
+    for component in components:
         for part in component.modules():
             if id(part) not in seen:
                 seen.add(id(part))
@@ -31,8 +36,13 @@ def parts(pipe: Any) -> Iterator[Any]:
 
 def tensors(pipe: Any) -> Iterator[Any]:
     """Every parameter and buffer of every component, tied ones once."""
+    return tensors_of(modules(pipe).values())
+
+
+def tensors_of(components: Iterable[Any]) -> Iterator[Any]:
+    """Every parameter and buffer of these components, tied ones once."""
     seen: set[int] = set()
-    for part in parts(pipe):
+    for part in parts_of(components):
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))

@@ -91,7 +91,7 @@ class Placement:
 
     def housed(self, disk: int | None, *, here: bool) -> Placement:
         """The same with so many bytes of disk; where none are named and it is `here`, what the folder has free."""
-        free = host.free_disk(Path(self.folder) if self.folder else _folder()) if here else self.room
+        free = host.free_disk(Path(self.folder) if self.folder else group.default_folder()) if here else self.room
         return replace(self, room=free if disk is None else disk)
 
     def spared(self) -> Placement:
@@ -114,7 +114,7 @@ class Placement:
         if option.value not in REWRITES:
             choice = group.Choice.of(str(option.value))
             if choice.grouping.disk:
-                return group.onto_disk(pipe, choice.value, self.folder or _folder(), device=device)
+                return group.onto_disk(pipe, choice.value, self.folder or group.default_folder(), device=device)
             return group.offload(pipe, choice.grouping, choice.without, device)
         undo = remember_places(pipe)
         with undone_on_error(undo):
@@ -131,13 +131,6 @@ class Placement:
     def rewrite(self, program: Program, option: Option) -> Program:
         value = str(option.value)
         return REWRITES[value](program) if value in REWRITES else group.rewritten(program, group.Choice.of(value))
-
-
-def _folder() -> Path:
-    """Not that of temporary files, which often lies in memory."""
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("vram-planner")) / "weights"
 
 
 def _settle(pipe: Any, device: str) -> None:
@@ -196,7 +189,7 @@ def check_free(pipe: Any) -> None:
     """Raise ApplyFailed, with what takes them off, where hooks that are not ours move weights."""
     whole = modules(pipe)
     hooked = [name for name, module in whole.items() if any(map(_is_foreign, module.modules()))]
-    grouped = [name for name, module in whole.items() if any(map(moves, module.modules()))]
+    grouped = [name for name, module in whole.items() if not travels(module) and any(map(moves, module.modules()))]
     if getattr(pipe, "hf_device_map", None):
         raise ApplyFailed(
             "The pipeline was loaded with a device_map, which fixes where it is; call pipe.reset_device_map()."
