@@ -15,7 +15,7 @@ from techniques.programs import device
 
 from planner.allocator import Allocator
 from planner.cost import Cost
-from planner.group_offload import Grouping, group_offload, groupable, host_bytes, pinned
+from planner.group_offload import Grouping, group_offload, group_offload_one, groupable, host_bytes, pinned
 from planner.program import (
     Alloc,
     Await,
@@ -105,6 +105,24 @@ def lives(events: Iterable[Event]) -> list[tuple[str, int]]:
     return [
         (type(e).__name__, e.size if isinstance(e, Alloc) else 0) for e in events if isinstance(e, (Alloc, Free, Run))
     ]
+
+
+@pytest.mark.parametrize("grouping", [BLOCK, LEAF, AHEAD, LEAVES_AHEAD])
+def test_one_component_by_itself_travels_as_it_does_among_all(grouping: Grouping) -> None:
+    """Twice the same component under two names: each written by itself gives what both give together."""
+    program, other = denoiser(), replace(denoiser().components[0], name="other")
+    course = program.recordings[program.course]
+    calls = tuple(e._replace(module="other") if isinstance(e, Call) else e for e in course.events)
+    both = replace(program, components=(program.components[0], other), chain=("unet", "other"))
+    both = both.with_course((*course.events, *calls))
+    together = group_offload(both, grouping, ("unet", "other"))
+    singly = group_offload_one(group_offload_one(both, grouping, "unet"), grouping, "other")
+    assert passes(singly) == passes(together)
+    assert singly.waiting == together.waiting
+    assert [component.weights for component in singly.components] == [(), ()]
+    assert all("travels" in component.traits for component in singly.components)
+    streams = [{e.stream for e in flat(singly) if isinstance(e, Fetch)}, {1, 2} if grouping.stream else set()]
+    assert streams[0] == streams[1], "each has a stream of its own"
 
 
 def test_blocks_come_and_go_one_after_another_inside_the_rest() -> None:

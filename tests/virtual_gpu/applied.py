@@ -63,6 +63,7 @@ def on_the_card(
     from planner import Plan
     from planner.snapshot import snapshot
     from planner.techniques import DEFAULT, expandable_segments, tracing
+    from planner.techniques.offload import Offload
     from planner.techniques.placement import Placement
 
     def process() -> list[str]:
@@ -75,7 +76,9 @@ def on_the_card(
     pipe = pipelines.shipped(made.model, dtype)
     peaks = Peaks(pipe)
     before, outside = snapshot(pipe), process()
-    own = [replace(each, folder=Path(folder.name)) if isinstance(each, Placement) else each for each in DEFAULT]
+    own = [
+        replace(each, folder=Path(folder.name)) if isinstance(each, (Placement, Offload)) else each for each in DEFAULT
+    ]
     made.apply(pipe, techniques=own)
     changed = bool(before.difference(snapshot(pipe)))
     for part in (part for whole in pipe.components.values() if hasattr(whole, "modules") for part in whole.modules()):

@@ -23,6 +23,7 @@ import founding  # noqa: E402
 import test_expandable  # noqa: E402
 import test_gguf  # noqa: E402
 import test_group  # noqa: E402
+import test_offload  # noqa: E402
 import test_packing  # noqa: E402
 import test_quantization  # noqa: E402
 import test_step_caches  # noqa: E402
@@ -31,6 +32,7 @@ from measuring import options_of  # noqa: E402
 
 from planner.techniques import group  # noqa: E402
 from planner.techniques.attention_libraries import LIBRARIES  # noqa: E402
+from planner.techniques.offload import UNSTREAMED  # noqa: E402
 from planner.techniques.packing import BITS  # noqa: E402
 
 ENOUGH = 3
@@ -113,6 +115,10 @@ ROWS = (
         )
         for values in (DISK, IN_FLIGHT, RECORDED)
     ),
+    *(
+        Row(technique="offload", values=values, exact=True, bits="test_offload.py::test_exact_during_and_after")
+        for values in (UNSTREAMED, DISK)
+    ),
     Row(technique="streaming", bits="test_streaming.py::test_exact_during_and_after"),
     Row(technique="micro_batch", bits="test_micro_batch.py::test_the_same_images_and_nothing_stays"),
     Row(technique="split", bits="test_split.py::test_one_generator_per_image"),
@@ -178,6 +184,7 @@ def shown() -> Iterator[Shown]:
     values = {grouping: name for name, grouping in group.GROUPINGS.items()}
     yield from (Shown(model, "placement", values[g], False) for model, g in test_group.CASES if g in values)
     yield from (Shown(model, "placement", value, True) for model, value in test_group.FURTHER)
+    yield from (Shown(case.model, way, value, True) for case in test_offload.CASES for way, _, value in case.ways)
     yield from (Shown(model, "expandable_segments", "", True) for model in ("sd15", *test_expandable.CASES))
     for cases in (test_packing.CASES, test_quantization.CASES):
         yield from (Shown(model, "quantization", value, False) for model, value, _ in cases)
