@@ -225,7 +225,7 @@ class Infeasible(PlannerError):
 
     def _sentence(self) -> str:
         plan = self.leanest
-        chosen = ", ".join(f"{o.technique}={o.value}" for o in plan.options) or "nothing switched on"
+        chosen = ", ".join(map(str, plan.options)) or "nothing switched on"
         advice = f"the smallest budget that would do is {format_bytes(self.smallest_budget)}"
         if self.largest_size:
             advice += f", the largest image that fits is {self.largest_size}"

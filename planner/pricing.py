@@ -352,8 +352,7 @@ def _excluding(before: Option, demand: Demand) -> BadRequest:
 
 def words(option: Option) -> str:
     """One option in words; the component it concerns comes before its value."""
-    value = f"{option.component}:{option.value}" if option.component else str(option.value)
-    return f"{option.technique}={value}" if value else option.technique
+    return str(option)
 
 
 def intervention(candidate: Candidate) -> tuple[int, int]:

@@ -147,6 +147,8 @@ class Scenes:
         options: dict[str, Candidate] = {}
         whole = [held(priced.program.component(name)) for name in streams]
         groups = [self._streams(priced, choices, options) for choices in streams.values()]
+        if self._crowded(groups):
+            fragments = inf
         room = _room(self._limits.sums + sum(whole), groups, len(priced.phases))
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
@@ -169,6 +171,11 @@ class Scenes:
             priced=priced, problem=problem, options=options, streams=streams, withheld=withheld
         )  # fmt: skip
         return self._made[problem.label]
+
+    def _crowded(self, groups: Sequence[Sequence[solve.Offer]]) -> bool:
+        """Whether host memory cannot hold all that may leave the card, so that what saves memory there matters too."""
+        leaving = sum(max(offer.host for offer in group) for group in groups)
+        return self._limits.host is not None and leaving > self._limits.host
 
     def _streams(
         self, scene: Priced, choices: Sequence[Option], options: dict[str, Candidate]

@@ -181,14 +181,13 @@ def test_the_host_decodes_where_nothing_else_fits(tmp_path: Path) -> None:
 
 def test_weights_wait_on_disk_only_where_host_memory_cannot_hold_them(tmp_path: Path) -> None:
     request = {"device": CARD, "cache": tmp_path, "height": 512, "width": 512, "budget": "2GB"}
-    for room, on_disk in (("8GB", False), ("1GB", True)):
-        placed = planner.plan("sd15", host_ram=room, **request).option("placement")
-        assert placed is not None
-        assert ("disk" in str(placed.value)) == on_disk
+    for room, on_disk in (("8GB", False), ("1GB", False), ("500MB", True)):
+        options = planner.plan("sd15", host_ram=room, **request).options
+        assert any("disk" in str(option.value) for option in options) == on_disk
     with pytest.raises(planner.Infeasible):
-        planner.plan("sd15", host_ram="1GB", **{**request, "without": ["placement"]})
-    with pytest.raises(planner.Infeasible):
-        planner.plan("sd15", host_ram="1GB", disk="1GB", **request)
+        planner.plan("sd15", host_ram="500MB", **{**request, "without": ["placement", "offload"]})
+    with pytest.raises(planner.Infeasible, match="offload=text_encoder:group_leaf_disk"):
+        planner.plan("sd15", host_ram="500MB", disk="1GB", **request)
     with pytest.raises(planner.BadRequest, match=r"it writes 2\.\d+ GB to disk, where 1\.00 GB are free or allowed"):
         planner.plan("sd15", use=["placement=group_leaf_disk"], disk="1GB", **request)
 

@@ -33,6 +33,11 @@ class Option:
     calls: tuple[str, ...] = ()
     """The diffusers code that does the same, statement by statement; empty where nothing is done."""
 
+    def __str__(self) -> str:
+        """In words; the component it concerns comes before its value: `streaming=transformer:10/62`."""
+        value = f"{self.component}:{self.value}" if self.component else str(self.value)
+        return f"{self.technique}={value}" if value else self.technique
+
     @property
     def plain(self) -> bool:
         """Whether that code does without us."""

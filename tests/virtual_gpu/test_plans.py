@@ -67,6 +67,7 @@ CASES = (
     Case(model="sd15", size=(512, 512), budget="1200MB", card="rtx-3070"),
     Case(model="sdxl", budget="8GB", card="rtx-3070"),
     Case(model="sd3-medium", budget="12GB", card="rtx-3060"),
+    Case(model="kolors", budget="8GB", card="rtx-3070", uses=("offload",)),
     Case(model="flux1-dev", budget="24GB", card="rtx-3090"),
     Case(model="flux1-dev", budget="8GB", card="rtx-3070"),
 )  # fmt: skip

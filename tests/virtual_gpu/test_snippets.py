@@ -68,6 +68,8 @@ class Case:
     """A library without which there is nothing to run."""
     source: str = ""
     """`folder` where the model is one in hub layout, `gguf` where its transformer is in a file."""
+    has: str = ""
+    """A technique that the plan has though nobody names it."""
 
 
 LARGE = "rtx-3090"
@@ -80,6 +82,7 @@ CASES = {
         "sd15",
         {"use": ["placement=group_leaf_stream", "layerwise_casting"], "budget": "80%", "fidelity": "lossy", **SMALL},
     ),
+    "one by itself": Case("kolors", {"plain": True, "budget": "12GB", **SMALL}, LARGE, has="offload"),
     "split images": Case("sd15", {"use": ["split=2"], "images": 4, "budget": "80%", **SMALL}),
     "split prompts": Case("sd15", {"use": ["split=2"], "prompts": 2, "images": 2, "budget": "80%", **SMALL}),
     "decode chunks": Case("animatediff-sd15", {"use": ["decode_chunks=4"], "budget": "80%", "steps": 2}),
@@ -134,6 +137,7 @@ def test_the_printed_code_does_what_the_plan_does(vgpu: Server, tmp_path: Path, 
     made = plan(model, device=device, components=components, cache=cache, **case.wanted)
     assert any(not option.neutral for option in made.options)
     assert all(made.option(each.partition("=")[0]) for each in case.wanted.get("use", ()))
+    assert not case.has or made.option(case.has)
     assert made.option("streaming") or "placement" not in case.wanted.get("without", ())
     assert "planner" not in code(made) or not made.request.plain
     properties = {**card(case.card), "context": made.promise.context}
