@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from planner.probe import probe
     from planner.request import Budget, Fidelity, Request
     from planner.surveys import Anatomy, Frontier, Largest, Row
-    from planner.techniques import DEFAULT as DEFAULT_TECHNIQUES
+    from planner.techniques import default_techniques
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "DEFAULT_TECHNIQUES",
     "Anatomy",
     "ApplyFailed",
     "BadBudget",
@@ -56,6 +55,7 @@ __all__ = [
     "auto_configure",
     "card",
     "compare",
+    "default_techniques",
     "frontier",
     "largest",
     "load",
@@ -75,7 +75,7 @@ _ROOMS = {
     "probe": ("probe",),
     "request": ("Budget", "Fidelity", "Request"),
     "surveys": ("Anatomy", "Frontier", "Largest", "Row"),
-    "techniques": ("DEFAULT_TECHNIQUES",),
+    "techniques": ("default_techniques",),
 }
 """Where each public name lives; a room is entered when the first of its names is used."""
 
@@ -84,7 +84,7 @@ def __getattr__(name: str) -> object:
     room = next((room for room, names in _ROOMS.items() if name in names), None)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{room}"), name.removesuffix("_TECHNIQUES"))
+    value: object = getattr(import_module(f"{__name__}.{room}"), name)
     globals()[name] = value
     return value
 

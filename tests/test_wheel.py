@@ -25,7 +25,7 @@ import planner
 def choose(pipe: Any) -> planner.Plan | None:
     card: planner.Device = planner.card("rtx-3070")
     try:
-        plan = planner.plan("sd15", device=card, budget="8GB", techniques=planner.DEFAULT_TECHNIQUES)
+        plan = planner.plan("sd15", device=card, budget="8GB", techniques=planner.default_techniques())
         planner.auto_configure(pipe, budget="8GB", height=512, width=512).revert(pipe)
     except planner.Infeasible as error:
         smallest: int = error.smallest_budget

@@ -48,4 +48,10 @@ DEFAULT: tuple[Technique, ...] = (
     Split(),
 )
 
-__all__ = ["DEFAULT", "Option", "Technique", "Undo"]
+
+def default_techniques() -> tuple[Technique, ...]:
+    """All techniques of this package, in order of rewriting and of applying; hand in your own beside them."""
+    return DEFAULT
+
+
+__all__ = ["DEFAULT", "Option", "Technique", "Undo", "default_techniques"]
