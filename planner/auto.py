@@ -73,7 +73,8 @@ def load(
     try:
         made = study.plan(card, host=room)
         read, stays = loading.sizes(study.programs, made.options, techniques)
-        peak, worst = loading.host_peak(loading.totals(read), loading.totals(stays))
+        mapped = loading.mapped(model, made, components=components, variant=variant)
+        peak, worst = loading.host_peak(loading.totals(read), loading.totals(stays), mapped)
     finally:
         study.keep()
     loading.check_room(peak, worst, room)
@@ -83,7 +84,8 @@ def load(
     apply.configure(pipe, made, techniques=loading.kept_nothing(techniques))
     packed = loading.card_peak(read, stays) if loading.packs(made) else 0
     share = f"{format_bytes(packed)} of the card for a layer" if packed else "nothing of the card"
-    note = f"Loading took {format_bytes(peak)} of host RAM at most, when {worst} was read, and {share}."
+    most = f"{format_bytes(peak)} of host RAM at most, when {worst} was read" if peak else "no host RAM of its own"
+    note = f"Loading took {most}, and {share}."
     return pipe, replace(made, notes=(*made.notes, note))
 
 

@@ -162,6 +162,14 @@ def stored_dtype(folder: Path, config: dict[str, Json]) -> str:
     return DTYPES[most]
 
 
+def bytes_stored_as(dtype: str, folder: Path, variant: str = "") -> int:
+    """Bytes of a component's weights that are in this dtype in its safetensors files.  `variant`: as in their names."""
+    letters = next((letters for letters, name in DTYPES.items() if name == dtype), "")
+    files = folder.glob(f"*.{variant}*.safetensors") if variant else folder.glob("*.safetensors")
+    chosen = (file for file in files if variant or PLAIN_WEIGHTS.fullmatch(file.name))
+    return sum(_bytes_by_dtype(file)[letters] for file in chosen)
+
+
 def _refuse_scales(folder: Path, files: list[Path]) -> None:
     """Raises BadRequest for 8-bit weights with scales, which loading would leave out."""
     scales = sum(name.rpartition(".")[2] in SCALES for file in files for name in _header(file))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from techniques.tiny import PROMPT, stable_diffusion
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import planner
 from planner import apply, host, loading
 from planner.errors import ApplyFailed, BadRequest
+from planner.hub import bytes_stored_as
 from planner.streamable import held
 
 CALL = {"height": 64, "width": 64, "steps": 2, "budget": "4GB"}
@@ -49,7 +54,7 @@ def test_planned_loaded_and_configured(load: Any) -> None:
     image = pipe(PROMPT, height=64, width=64, num_inference_steps=2, output_type="np").images
     assert image.shape == (1, 64, 64, 3)
     plan.revert(pipe)
-    assert any("of host RAM at most" in note for note in plan.notes)
+    assert any(note.startswith("Loading took ") and "host RAM" in note for note in plan.notes)
 
 
 def test_rounded_as_it_is_read(load: Any) -> None:
@@ -112,7 +117,7 @@ def test_a_host_too_small_is_said_before_anything_is_read(load: Any, monkeypatch
     monkeypatch.setattr(host, "available_host_ram", lambda: 100_000)
     monkeypatch.setattr(loading, "fetched", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(BadRequest, match=r"Loading takes .* of host RAM when text_encoder is read"):
-        load()
+        load(use=["precision"])
 
 
 def test_missing_weights_and_code_are_refused(load: Any, folder: Path, tmp_path: Path) -> None:
@@ -131,8 +136,39 @@ def test_missing_weights_and_code_are_refused(load: Any, folder: Path, tmp_path:
 def test_the_worst_moment_of_loading(parts: list[tuple[int, float]]) -> None:
     before = {f"part{n}": size for n, (size, _) in enumerate(parts)}
     after = {f"part{n}": int(size * share) or 1 for n, (size, share) in enumerate(parts)}
-    peak, worst = loading.host_peak(before, after)
+    peak, worst = loading.host_peak(before, after, {})
     assert max(*before.values(), sum(after.values())) <= peak <= sum(before.values())
     assert worst in before
     if before == after:
         assert peak == sum(before.values())
+    rounded = sum(after[name] for name in before if after[name] != before[name])
+    assert loading.host_peak(before, after, before)[0] == rounded
+    assert loading.host_peak(before, before, before) == (0, "")
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no file's."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])  # type: ignore[index]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's own memory from a file's")
+@pytest.mark.parametrize("kind", [CLIPTextModel, FluxTransformer2DModel])
+def test_files_as_they_are_wanted_are_mapped(tmp_path: Path, kind: Any) -> None:
+    """Some 100 MB each, in one library's way of loading and the other's."""
+    with torch.device("cpu"):
+        if kind is CLIPTextModel:
+            made = kind(CLIPTextConfig(num_hidden_layers=8, hidden_size=768, intermediate_size=3072))
+        else:
+            made = kind(num_layers=1, num_single_layers=1, num_attention_heads=8, attention_head_dim=128)
+    made.to(torch.bfloat16).save_pretrained(tmp_path / "part")
+    whole = bytes_of(made)
+    del made
+    assert bytes_stored_as("bfloat16", tmp_path / "part") == pytest.approx(whole, rel=1e-4)
+    assert bytes_stored_as("float16", tmp_path / "part") == 0
+    for dtype, least, most in ((torch.bfloat16, 0.0, 0.1), (torch.float32, 1.9, 2.3)):
+        gc.collect()
+        before = own_memory()
+        part = kind.from_pretrained(tmp_path / "part", dtype=dtype)
+        assert least * whole <= own_memory() - before <= most * whole, dtype
+        del part
