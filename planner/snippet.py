@@ -49,7 +49,7 @@ def code(plan: Plan) -> str:
     imports += [f"from diffusers.utils import {', '.join(loaders)}"] if loaders else []
     loading = [*_loading(plan), *_cap(plan)]
     setting = [line for option in plan.options for line in _setting(option)]
-    imports += dict.fromkeys(line for line in setting if line.startswith(("from ", "import ")))
+    imports += sorted({line for line in setting if line.startswith(("from ", "import "))})
     setting = [line for line in setting if line not in imports]
     return "\n".join((*_needs(plan), *imports, "", *map(fold, loading), *setting, "", *map(fold, _generating(plan))))
 
