@@ -76,6 +76,11 @@ def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ..
     return (*first, 0) if every else first
 
 
+def asked(device: Device) -> int:
+    """How many questions cuDNN has answered for a card so far."""
+    return len(cudnn.book(_card(device)))
+
+
 def known(device: Device) -> list[list[Any]]:
     """What cuDNN has answered for a card so far, as values for JSON."""
     return [[*astuple(question), every, sizes] for (question, every), sizes in cudnn.book(_card(device)).items()]
