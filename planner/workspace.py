@@ -114,7 +114,12 @@ def _sizes(conv: Conv) -> tuple[int, int, int]:
 
 def _unfolds(conv: Conv, device: Device) -> bool:
     """Whether cuDNN has no kernels, and torch multiplies matrices instead (im2col)."""
-    return conv.dtype == "bfloat16" and device.compute_capability < (8, 0)
+    return conv.dtype == "bfloat16" and not serves_all(device)
+
+
+def serves_all(device: Device) -> bool:
+    """Whether cuDNN has kernels for every dtype."""
+    return device.compute_capability >= (8, 0)
 
 
 def _unfolded(conv: Conv) -> int:
