@@ -25,7 +25,9 @@ from planner.program import (
     Conv,
     Drop,
     Empty,
+    Enter,
     Event,
+    Exit,
     Fetch,
     Free,
     Gone,
@@ -265,14 +267,17 @@ class _Stage:
                 self._other(score.others[number], scene)
 
     def _other(self, event: Event | Begin, scene: _Scene) -> None:
+        if isinstance(event, Call):  # most are
+            self._call(event.recording, event.kept, scene)
+            return
         match event:
             case Begin(index):
                 copies = self._asked(index)[: workspace.early(self._conv(index), self._device)]
                 self._copies = list(map(self.allocator.malloc, copies))
             case Run(index):
                 self._convolve(index)
-            case Call(recording, _, kept):
-                self._call(recording, kept, scene)
+            case Enter() | Exit():
+                pass
             case Alloc(buffer):
                 scene.buffers[buffer] = None
             case _:
