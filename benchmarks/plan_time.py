@@ -75,9 +75,10 @@ def recorded(model: str, shape: dict[str, int], tiles: tuple[int, ...]) -> float
 
 
 def took(command: str, cache: str) -> float:
-    """Seconds of the processor for a command as a process of its own."""
+    """Seconds of the processor for a command as a process of its own, its byte code kept as an installer leaves it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    environment = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONPYCACHEPREFIX": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(
         [sys.executable, "-m", "planner", *command.split()], env=environment, check=True, capture_output=True
     )

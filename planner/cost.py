@@ -115,6 +115,8 @@ class Cost:
         self._bodies: dict[tuple[str, int, str], Body] = {}
         self._placed: dict[tuple[str, int, str], tuple[Recording, Body]] = {}
         self._kernels: dict[tuple[str, int, str], tuple[int, Span]] = {}
+        self._paces: dict[str, Pace] = {}
+        self._sums: dict[tuple[int, ...], tuple[int, int]] = {}
         self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
@@ -139,7 +141,15 @@ class Cost:
 
     def pace(self, tracing: str) -> Pace:
         """The card's seconds for one way of running."""
-        return Pace(self.device, tracing, self._reached)
+        if tracing not in self._paces:
+            self._paces[tracing] = Pace(self.device, tracing, self._reached)
+        return self._paces[tracing]
+
+    def sums(self, sizes: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of weights, and what they take; the same travel again and again."""
+        if sizes not in self._sums:
+            self._sums[sizes] = sum(sizes), sum(map(rounded, sizes))
+        return self._sums[sizes]
 
     def kernel(self, program: Program, index: int, tracing: str) -> tuple[int, Span]:
         """Scratch bytes and time of one kernel."""
@@ -168,8 +178,7 @@ class Cost:
         events = program.body(recording)
         for event in events:
             meter.take(event)
-        inner = sum(self.body(program, e.recording, tracing).events for e in events if isinstance(e, Call))
-        return Body(meter.peak, meter.most, meter.clock.span, meter.sizes, len(events) + inner)
+        return Body(meter.peak, meter.most, meter.clock.span, meter.sizes, len(events) + meter.inner)
 
 
 def stretches(course: Recording, start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:
@@ -268,6 +277,8 @@ class Meter:
         self.weights = self.activations = 0
         self.clock = Clock()
         self.peak, self.most = Peak(), 0
+        self.inner = 0
+        """Events of the bodies called so far."""
         self.sizes: dict[int, int] = {}
         self._loaded: dict[str, list[int]] = {}
         self._due: dict[str, Row] = {}
@@ -297,7 +308,7 @@ class Meter:
     def take(self, event: Event) -> None:
         """Count one event.  The first four are nearly all there are; a `match` takes five times as long over them."""
         if isinstance(event, Alloc):
-            size = self.sizes[event.buffer] = rounded(event.size)
+            size = self.sizes[event.buffer] = -(-event.size // GRAIN) * GRAIN
             self.activations += size
             if (total := self.weights + self.activations) > self.most:
                 self.peak, self.most = Peak(self.weights, self.activations), total
@@ -310,24 +321,24 @@ class Meter:
             self.clock.pass_(span)
         elif isinstance(event, Call):
             self._call(event.recording, event.kept)
-        else:
+        elif not isinstance(event, (Enter, Exit)):
             self._move(event)
 
     def _move(self, event: Event) -> None:
         """Count one event that concerns weights, or for which one side waits."""
         match event:
             case Load(key, sizes, _, source):
-                self._load(key, sizes)
-                self.clock.wait(self._pace.load(sum(sizes), len(sizes), whole=bool(key), source=source))
+                nbytes = self._load(key, sizes)
+                self.clock.wait(self._pace.load(nbytes, len(sizes), whole=bool(key), source=source))
             case Drop(key, copied):
                 size = self._loaded[key].pop()
                 self.weights -= size
                 if copied:
                     self.clock.wait(self._pace.unload(size))
             case Fetch(key, sizes, _, source):
-                self._load(key, sizes)
-                self.clock.work(self._pace.set_out(len(sizes), sum(sizes), source))
-                self._due[key] = self.clock.fetch(self._pace.fetch(sum(sizes)))
+                nbytes = self._load(key, sizes)
+                self.clock.work(self._pace.set_out(len(sizes), nbytes, source))
+                self._due[key] = self.clock.fetch(self._pace.fetch(nbytes))
             case Stay(key, sizes):
                 self._load(key, sizes)
             case Join() | Aside():
@@ -355,15 +366,19 @@ class Meter:
         body = self._cost.body(self._program, recording, self.tracing)
         if (total := self.weights + self.activations + body.most) > self.most:
             self.peak, self.most = body.peak.above(self.weights, self.activations), total
+        self.inner += body.events
         self.clock.pass_(body.span)
         for inner, buffer in kept:
             self.sizes[buffer] = body.sizes[inner]
             self.activations += body.sizes[inner]
 
-    def _load(self, key: str, sizes: tuple[int, ...]) -> None:
-        self._loaded.setdefault(key, []).append(sum(map(rounded, sizes)))
-        self.weights += self._loaded[key][-1]
+    def _load(self, key: str, sizes: tuple[int, ...]) -> int:
+        """Take weights in; their bytes."""
+        nbytes, taken = self._cost.sums(sizes)
+        self._loaded.setdefault(key, []).append(taken)
+        self.weights += taken
         self._top(0)
+        return nbytes
 
     def _top(self, extra: int) -> None:
         if (total := self.weights + self.activations + extra) > self.most:

@@ -422,34 +422,38 @@ class _Writer:
         for hooks in self._hooks.values():
             yield from hooks.kept()
 
-    def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> Iterator[Event]:
+    def _body(self, events: Iterable[Event], hooks: _Hooks | None, path: str, names: Names) -> list[Event]:
         """Events of one body of a component, or of the course where `hooks` is None."""
         inside: list[tuple[_Hooks | None, str, _Group | None]] = [(hooks, path, None)]
+        written: list[Event] = []
         for event in events:
+            if isinstance(event, Alloc):
+                written.append(Alloc(names.new(event.buffer), event.size))
+                continue
+            if isinstance(event, Free):
+                written.append(Free(names.gone(event.buffer)))
+                continue
             now, here, group = inside[-1]
             match event:
-                case Alloc(buffer, size):
-                    yield Alloc(names.new(buffer), size)
-                case Free(buffer):
-                    yield Free(names.gone(buffer))
                 case Call():
-                    yield from self._call(event, now, here, names)
+                    written += self._call(event, now, here, names)
                 case Enter(module, own):
-                    yield Enter(module, ())
+                    written.append(Enter(module, ()))
                     outside = now is None
                     inside.append(self._entered(now, here, module, own))
                     now, here, group = inside[-1]
-                    yield from (*now.resume(), *now.board()) if now and outside else ()
-                    yield from now.begin(group, here) if now and group else ()
+                    written += (*now.resume(), *now.board()) if now and outside else ()
+                    written += now.begin(group, here) if now and group else ()
                 case Exit():
                     inside.pop()
-                    yield from now.end(group, here) if now and group else ()
-                    yield from (*now.leave(), *now.stay()) if now and inside[-1][0] is None else ()
-                    yield event
+                    written += now.end(group, here) if now and group else ()
+                    written += (*now.leave(), *now.stay()) if now and inside[-1][0] is None else ()
+                    written.append(event)
                 case Cast(component, sizes) if component in self._hooks:
                     self._hooks[component].cast(sizes)
                 case _:
-                    yield event
+                    written.append(event)
+        return written
 
     def _entered(
         self, hooks: _Hooks | None, here: str, module: str, own: tuple[int, ...]
@@ -462,25 +466,25 @@ class _Writer:
         hooks = self._hooks.get(component)
         return hooks, "", hooks.group("", own) if hooks and not method else None
 
-    def _call(self, call: Call, hooks: _Hooks | None, here: str, names: Names) -> Iterator[Event]:
+    def _call(self, call: Call, hooks: _Hooks | None, here: str, names: Names) -> list[Event]:
         if hooks is None:
             own = self._hooks.get(call.module.partition(".")[0])
-            yield from own.resume() if own else ()
-            yield self._placed(call, own, names) if own else call._replace(kept=names.kept(call.kept))
-            yield from own.stay() if own else ()
-            return
+            if own is None:
+                return [call._replace(kept=names.kept(call.kept))]
+            return [*own.resume(), self._placed(call, own, names), *own.stay()]
         path, recording = _joined(here, call.module), self._program.recordings[call.recording]
         group = hooks.group(path, recording.own) if call.module else None
-        yield from hooks.begin(group, path) if group else ()
+        written = list(hooks.begin(group, path)) if group else []
         if hooks.within(path, call.recording):
             inner = Names(names.numbers)
-            yield Enter(call.module, ())
-            yield from self._body(recording.events, hooks, path, inner)
-            yield Exit()
+            written.append(Enter(call.module, ()))
+            written += self._body(recording.events, hooks, path, inner)
+            written.append(Exit())
             names.inherit(call.kept, inner)
         else:
-            yield call._replace(kept=names.kept(call.kept))
-        yield from hooks.end(group, path) if group else ()
+            written.append(call._replace(kept=names.kept(call.kept)))
+        written += hooks.end(group, path) if group else ()
+        return written
 
     def _placed(self, call: Call, hooks: _Hooks, names: Names) -> Call:
         """The call of a component's body in which its weights travel."""

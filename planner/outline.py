@@ -79,18 +79,18 @@ def _pieces(
 
 def _passed(events: Iterable[Piece | Begin | End | Fetch | Await | Drop], pace: Pace) -> tuple[float, int]:
     """Seconds of a pass from idle, and the most bytes it holds of activations, scratch and travelling weights."""
-    clock, aboard, due, most = Clock(), dict[str, int](), dict[str, Row](), 0
+    clock, aboard, due, most, travelling = Clock(), dict[str, int](), dict[str, Row](), 0, 0
     for event in events:
-        match event:
-            case Piece(span, held):
-                clock.pass_(span)
-                most = max(most, held + sum(aboard.values()))
-            case Fetch(key, sizes):
-                aboard[key] = sum(sizes)
-                clock.work(pace.set_out(len(sizes)))
-                due[key] = clock.fetch(pace.fetch(sum(sizes)))
-            case Await(key):
-                clock.await_(due.pop(key))
-            case Drop(key):
-                del aboard[key]
+        if isinstance(event, Piece):  # nearly all there is
+            clock.pass_(event.span)
+            most = max(most, event.most + travelling)
+        elif isinstance(event, Fetch):
+            size = aboard[event.key] = sum(event.weights)
+            travelling += size
+            clock.work(pace.set_out(len(event.weights)))
+            due[event.key] = clock.fetch(pace.fetch(size))
+        elif isinstance(event, Await):
+            clock.await_(due.pop(event.key))
+        elif isinstance(event, Drop):
+            travelling -= aboard.pop(event.key)
     return clock.span.seconds, most

@@ -310,6 +310,8 @@ class Pricer:
 
 def _check(program: Program, device: Device) -> None:
     """Raise Unserved for convolutions that the card has no kernel for."""
+    if workspace.serves_all(device):
+        return
     lacking = {
         index: kernel
         for index, kernel in enumerate(program.kernels)  # those of other programs of the family, too

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, pairwise, permutations
+from itertools import chain, islice, pairwise, permutations
 from math import ceil
 from typing import NamedTuple
 
@@ -25,7 +25,9 @@ from planner.program import (
     Conv,
     Drop,
     Empty,
+    Enter,
     Event,
+    Exit,
     Fetch,
     Free,
     Gone,
@@ -144,8 +146,8 @@ def _unlucky(loads: tuple[Load, ...]) -> int:
     `pipe.to` moves components in the order of a set of their names, which differs from process to process: 63 MB of
     half-used segments for SD 1.5 in single precision.  What is said to run under a cap has to run in any order.
     """
-    orders = islice(permutations(loads), ORDERS)
-    reserved = [_reserved(size for load in order for size in load.weights) for order in orders]
+    large = [[size for size in map(rounded, load.weights) if size > SMALL_REQUEST] for load in loads]
+    reserved = [_reserved(chain(*order)) for order in islice(permutations(large), ORDERS)]
     return max(reserved) - reserved[0]
 
 
@@ -153,9 +155,7 @@ def _reserved(sizes: Iterable[int]) -> int:
     """Of the large pool, where nothing is freed; in the small one order changes next to nothing."""
     rests: list[int] = []
     reserved = 0
-    for size in map(rounded, sizes):
-        if size <= SMALL_REQUEST:
-            continue
+    for size in sizes:
         place = bisect_left(rests, size)
         if place == len(rests):
             reserved += segment_size(size)
@@ -267,14 +267,17 @@ class _Stage:
                 self._other(score.others[number], scene)
 
     def _other(self, event: Event | Begin, scene: _Scene) -> None:
+        if isinstance(event, Call):  # most are
+            self._call(event.recording, event.kept, scene)
+            return
         match event:
             case Begin(index):
                 copies = self._asked(index)[: workspace.early(self._conv(index), self._device)]
                 self._copies = list(map(self.allocator.malloc, copies))
             case Run(index):
                 self._convolve(index)
-            case Call(recording, _, kept):
-                self._call(recording, kept, scene)
+            case Enter() | Exit():
+                pass
             case Alloc(buffer):
                 scene.buffers[buffer] = None
             case _:

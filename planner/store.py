@@ -136,8 +136,9 @@ def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
 
 
 def _event(row: list[Any]) -> Event:
+    """An event by its fields, all of which are stored; made as a plain tuple, which is all that it checks."""
     kind, *given = row
-    event: Event = EVENTS[kind](*given) if kind in FLAT else EVENTS[kind](*map(_frozen, given))
+    event: Event = tuple.__new__(EVENTS[kind], given if kind in FLAT else map(_frozen, given))
     return event
 
 

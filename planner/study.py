@@ -201,9 +201,9 @@ class Study:
         """Write what was recorded to disk, and what cuDNN answered."""
         self.programs.keep()
         for device, rows in self._recalled.items():
-            if self.programs.key and len(known := workspace.known(device)) > rows:
-                self.workspaces.keep(known, self.programs.key, device)
-                self._recalled[device] = len(known)
+            if self.programs.key and (asked := workspace.asked(device)) > rows:
+                self.workspaces.keep(workspace.known(device), self.programs.key, device)
+                self._recalled[device] = asked
 
     def _recall(self, device: Device) -> int:
         """How many answers of cuDNN are known from before."""

@@ -76,6 +76,11 @@ def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ..
     return (*first, 0) if every else first
 
 
+def asked(device: Device) -> int:
+    """How many questions cuDNN has answered for a card so far."""
+    return len(cudnn.book(_card(device)))
+
+
 def known(device: Device) -> list[list[Any]]:
     """What cuDNN has answered for a card so far, as values for JSON."""
     return [[*astuple(question), every, sizes] for (question, every), sizes in cudnn.book(_card(device)).items()]
@@ -109,7 +114,12 @@ def _sizes(conv: Conv) -> tuple[int, int, int]:
 
 def _unfolds(conv: Conv, device: Device) -> bool:
     """Whether cuDNN has no kernels, and torch multiplies matrices instead (im2col)."""
-    return conv.dtype == "bfloat16" and device.compute_capability < (8, 0)
+    return conv.dtype == "bfloat16" and not serves_all(device)
+
+
+def serves_all(device: Device) -> bool:
+    """Whether cuDNN has kernels for every dtype."""
+    return device.compute_capability >= (8, 0)
 
 
 def _unfolded(conv: Conv) -> int:

@@ -265,9 +265,9 @@ def test_a_body_met_in_one_layout_is_replayed_once(monkeypatch: pytest.MonkeyPat
         return replay(stage, recording)
 
     monkeypatch.setattr(rehearsing._Stage, "_replay", counted)
-    pairs = [event for n in range(rehearsing.FEW) for event in (Alloc(n, (2 + n) * MiB), Free(n))]
+    pairs = [event for n in range(rehearsing.FEW) for event in (Alloc(n, (2 + n % 12) * MiB), Free(n))]
     program = course(*[Call(0, "unet", ())] * 50, bodies=(body(*pairs),))
-    assert rehearse(program, device()).allocated == (1 + rehearsing.FEW) * MiB
+    assert rehearse(program, device()).allocated == 13 * MiB
     assert replayed == [0, 0]
 
 

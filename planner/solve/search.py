@@ -72,6 +72,7 @@ class Search:
         self.ruled_out: set[tuple[int, tuple[str, ...]]] = set()
         """Scenes and the first names of choices that were refused for these."""
         self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
+        self.ready: dict[tuple[int, int, bool, bool, int, int | None, float], Scene | None] = {}
         # Scenes that may be fast come first: what they reach dismisses the others.
         self.order = sorted(range(len(problems)), key=lambda scene: quickest(problems[scene]))
         self.explored = 0
@@ -119,6 +120,7 @@ class Search:
         """Put offers, one for each group, in the place of their sketches."""
         self.problems[index] = filled(self.problems[index], offers)
         self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
+        self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
 
     def sweep(self, aim: Aim) -> Key | None:
         """The best choice not refused so far."""
@@ -126,12 +128,19 @@ class Search:
         spoilt = {scene for (scene, _), accepted in self.verdicts.items() if not accepted}
         for index in self.order:
             # A refused choice no longer stands in for those it dominates.
-            problem = self.problems[index]
-            leaner = replace(problem, capacity=problem.capacity - self.withheld(index))
-            scene = prepare(leaner, self.offers(index, aim, whole=index in spoilt), self.limit)
-            if scene:
+            if scene := self.prepared(index, aim, whole=index in spoilt):
                 self.descend(scene, aim, Key(scene.changes, scene.time, index, ()), scene.price, scene.room)
         return self.best
+
+    def prepared(self, index: int, aim: Aim, *, whole: bool) -> Scene | None:
+        """The scene made ready, once for sweeps that look for the same: after a refusal nothing else has changed."""
+        problem = self.problems[index]
+        capacity = problem.capacity - self.withheld(index)
+        place = (index, aim.fidelity, aim.frugal, whole, capacity, problem.host, self.limit)
+        if place not in self.ready:
+            leaner = replace(problem, capacity=capacity)
+            self.ready[place] = prepare(leaner, self.offers(index, aim, whole=whole), self.limit)
+        return self.ready[place]
 
     def offers(self, index: int, aim: Aim, *, whole: bool) -> list[list[Bare]]:
         """The offers of a scene that matter; `whole` keeps the dominated ones."""
@@ -165,9 +174,9 @@ class Search:
                 break
             if time > self.limit or left & scene.guard != scene.guard:
                 continue
-            below = Key(key.changes + item.changes, time, key.scene, (*key.names, item.name))
-            if self.best is None or below._replace(time=max(time, -(-cost >> SCALE))) <= self.best:
-                self.descend(scene, aim, below, cost, left)
+            changes, names = key.changes + item.changes, (*key.names, item.name)
+            if self.best is None or (changes, max(time, -(-cost >> SCALE)), key.scene, names) <= self.best:
+                self.descend(scene, aim, Key(changes, time, key.scene, names), cost, left)
 
     def solution(self, key: Key, bound: int) -> Solution:
         """The choice with its totals."""
