@@ -85,6 +85,32 @@ WITH = click.option(
 )
 
 
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "The call": (
+        *("kind", "height", "width", "images", "prompts", "frames", "steps", "guidance", "prompt_tokens"),
+        *(*PICTURES, "strength", "calls", "dtype", "including", "arguments"),
+    ),
+    "Card and limits": ("gpu", "gpus", "vram", "budget", "budgets", "down_to", "host_ram", "disk", "prices"),
+    "Techniques": ("fidelity", "use", "without", "plain"),
+}
+"""Options by what they concern, in the order in which help shows them; all others come last."""
+OTHERS = "Output and help"
+
+
+class Sectioned(click.Command):
+    """A command of many options, which its help shows in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        shown = {param.name: record for param in options if (record := param.get_help_record(ctx))}
+        width = max(len(option) for option, _ in shown.values())
+        named = {name for names in SECTIONS.values() for name in names}
+        for title, names in (*SECTIONS.items(), (OTHERS, tuple(name for name in shown if name not in named))):
+            if rows := [(f"{shown[name][0]:<{width}}", shown[name][1]) for name in names if name in shown]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What was asked of a command that plans."""
