@@ -62,8 +62,11 @@ def _placement(option: Option) -> str:
 
 def _tiling(option: Option) -> str:
     tile = Tile.of(option.value)
-    over = f" by {tile.overlap}" if tile.overlap else ""
-    return f"pictures are decoded in tiles of {tile.edge} pixels that overlap{over}"
+    return (
+        f"decodes in tiles of {tile.edge} pixels that overlap by {tile.overlap}"
+        if tile.overlap
+        else (f"decodes in overlapping tiles of {tile.edge} pixels")
+    )
 
 
 def _attention(option: Option) -> str:

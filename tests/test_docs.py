@@ -9,7 +9,9 @@ from typing import Any
 import click
 import pytest
 import sessions
+import terminals
 import torch
+from rich.cells import cell_len
 from techniques import tiny
 
 import planner
@@ -91,6 +93,21 @@ def test_terminals_print_what_is_shown(page: Path, cache: Path, tmp_path: Path) 
     }
     wrong = [f"$ {command}\n{said}" for command, said in found.items() if said]
     assert not wrong, "\n".join((*wrong, f"python tests/sessions.py {page.relative_to(ROOT)} records it anew"))
+
+
+@pytest.mark.parametrize("columns", terminals.WIDTHS)
+def test_terminals_are_drawn_as_they_print(columns: int, cache: Path, tmp_path: Path) -> None:
+    """Pictures of terminals show what is printed at that width, figures and durations aside, and fetch nothing."""
+
+    def bare(text: str) -> str:
+        return sessions.masked(text).replace(" ", "")
+
+    for name, command in terminals.COMMANDS.items():
+        drawn = terminals.named(name, columns).read_text("utf-8")
+        real = sessions.printed(command, tmp_path, cache, columns)
+        assert max(map(cell_len, real.splitlines())) <= columns
+        assert bare(terminals.words(drawn)) == bare(f"$ {command}\n{real}"), "python tests/terminals.py makes it anew"
+        assert "url(http" not in drawn
 
 
 def test_a_difference_is_seen() -> None:

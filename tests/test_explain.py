@@ -17,6 +17,7 @@ from rich.console import Console
 
 from planner import explain, folding, meanings, profiles, reasons, snippet
 from planner.plan import Infeasible, Plan, Rejection
+from planner.prose import Dotted
 from planner.request import Fidelity, Request
 from planner.techniques import DEFAULT, packing
 from planner.techniques.base import Option
@@ -311,7 +312,7 @@ def test_every_technique_says_what_it_does() -> None:
         ),
         (
             Option(technique="vae_tiling", value="512/64"),
-            "pictures are decoded in tiles of 512 pixels that overlap by 64",
+            "decodes in tiles of 512 pixels that overlap by 64",
         ),
         (Option(technique="quantization", value="nf4"), "linear layers keep each weight in 4 bits"),
         (RESIDENT, "all weights are on the card throughout"),
@@ -323,4 +324,13 @@ def test_what_an_option_does_is_said_in_words(option: Option, words: str) -> Non
 
 def test_a_plan_says_what_its_changes_do() -> None:
     said = " ".join(explain.as_text(PLAN).split())
-    assert "- vae_tiling=512 (faithful): pictures are decoded in tiles of 512 pixels that overlap" in said
+    assert "- vae_tiling=512 (faithful): decodes in overlapping tiles of 512 pixels" in said
+
+
+def test_paths_are_broken_after_dots() -> None:
+    page = Console(file=io.StringIO(), width=30, color_system=None)
+    page.print(Dotted("unet.up_blocks.3.attentions.0.transformer_blocks.0.ff.net.0.proj"))
+    lines = page.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "".join(lines) == "unet.up_blocks.3.attentions.0.transformer_blocks.0.ff.net.0.proj"
+    assert widest("\n".join(lines)) <= 30
+    assert all(line.endswith(".") for line in lines[:-1])
