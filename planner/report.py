@@ -38,6 +38,7 @@ STYLE = """
 .plan pre { background: var(--code); color: inherit; border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
 .plan td code, .plan p code { overflow-wrap: anywhere; }
 .plan .options code { white-space: pre-wrap; }
+.plan .options td:first-child { width: 42%; } .plan .options p { color: var(--faint); font-size: 0.88rem; }
 .plan td:first-child { min-width: 8em; } .plan td:last-child:has(code) { min-width: 17em; }
 .plan svg { display: block; height: auto; }
 .plan .narrow { display: none; }
