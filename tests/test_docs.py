@@ -127,6 +127,11 @@ def test_every_command_has_its_help_shown() -> None:
     assert isinstance(cli.main, click.Group)
 
 
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    named = re.findall(r"^::: planner\.(?:\w+\.)?(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(planner.__all__)
+
+
 def test_every_technique_is_listed() -> None:
     rows = [row.split("|")[1] for row in (DOCS / "techniques.md").read_text("utf-8").splitlines() if row[:3] == "| `"]
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(technique.name for technique in DEFAULT)
