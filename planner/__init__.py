@@ -1,10 +1,10 @@
 """vram-planner: the fastest combination of diffusers memory techniques that fits a VRAM budget.
 
-    import planner
+import planner
 
-    plan = planner.auto_configure(pipe, budget="8GB", height=2224, width=3840)
-    pipe("a lighthouse at dawn", height=2224, width=3840)
-    plan.revert(pipe)
+plan = planner.auto_configure(pipe, budget="8GB", height=2224, width=3840)
+pipe("a lighthouse at dawn", height=2224, width=3840)
+plan.revert(pipe)
 """
 
 import sys
