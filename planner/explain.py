@@ -12,9 +12,11 @@ from rich.text import Text
 
 from planner import snippet
 from planner.device import BARE_CONTEXTS, Device, published_context
+from planner.meanings import meaning
 from planner.plan import Infeasible, Plan, Promise
 from planner.prose import Prose
 from planner.request import PICTURES, Fidelity, Request
+from planner.techniques.base import Option
 from planner.units import format_bytes, format_count, format_flops, format_seconds
 
 WIDTH = 80
@@ -33,8 +35,10 @@ def renderables(plan: Plan) -> tuple[RenderableType, ...]:
     """The whole explanation, part by part, for rich."""
     return (
         Prose(verdict(plan), style="bold"),
+        *_bullets("Switched on", map(_change, _changes(plan))),
         Text(),
-        *_lines((switched_on(plan), _baseline(plan))),
+        *_lines(() if _changes(plan) else (switched_on(plan),)),
+        Prose(_baseline(plan)),
         *_heading("To do the same by hand"),
         Text(snippet.code(plan), style="cyan", no_wrap=True, overflow="ignore"),
         *memory(plan),
@@ -137,8 +141,8 @@ def _sums(plan: Plan) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(style="dim")
-    for name, amount, meaning in rows:
-        table.add_row(name, format_bytes(amount), Text(meaning))
+    for name, amount, words in rows:
+        table.add_row(name, format_bytes(amount), Text(words))
     return table
 
 
@@ -151,12 +155,22 @@ def _known(device: Device) -> str:
 
 def switched_on(plan: Plan) -> str:
     """What the plan changes, in one sentence."""
-    changes = [option for option in plan.options if not option.neutral]
-    named = (
-        snippet.spoken(option) + ("" if option.fidelity == Fidelity.EXACT else f" ({option.fidelity.name.lower()})")
-        for option in changes
-    )
-    return f"Switched on: {', '.join(named)}." if changes else "Nothing has to be switched on."
+    named = ", ".join(map(_named, _changes(plan)))
+    return f"Switched on: {named}." if named else "Nothing has to be switched on."
+
+
+def _changes(plan: Plan) -> tuple[Option, ...]:
+    return tuple(option for option in plan.options if not option.neutral)
+
+
+def _named(option: Option) -> str:
+    """An option, and its fidelity where it is not exact."""
+    return snippet.spoken(option) + ("" if option.fidelity == Fidelity.EXACT else f" ({option.fidelity.name.lower()})")
+
+
+def _change(option: Option) -> str:
+    """The same with what it does."""
+    return ": ".join(filter(None, (_named(option), meaning(option))))
 
 
 def _baseline(plan: Plan) -> str:

@@ -34,6 +34,8 @@ def read(file: Path) -> tuple[Stored, ...]:
     try:
         with file.open("rb") as stream:
             return tuple(_tensors(stream))
+    except FileNotFoundError as error:
+        raise UnknownModel(f"There is no file {file}; name a GGUF file of this machine.") from error
     except (OSError, ValueError, struct.error, UnicodeDecodeError) as error:
         raise UnknownModel(f"{file} has no readable GGUF header ({error}): fetch the file again.") from error
 

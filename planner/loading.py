@@ -163,9 +163,13 @@ def folder_of(model: str | Path, profile: PipelineProfile) -> Path:
     try:
         return Path(snapshot_download(profile.hub_id or str(model), local_files_only=True))
     except (OSError, ValueError) as error:  # its errors of absence are both
-        raise BadRequest(
-            f"There are no weights of {model} on this machine ({type(error).__name__}); give a folder that has them."
-        ) from error
+        raise missing(model, profile) from error
+
+
+def missing(model: str | Path, profile: PipelineProfile) -> BadRequest:
+    """The error of weights that are not here, and how to have them."""
+    fetched = f", or fetch them with `hf download {profile.hub_id}`" if profile.hub_id else ""
+    return BadRequest(f"There are no weights of {model} on this machine; give a folder that has them{fetched}.")
 
 
 def _rounded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from textwrap import wrap
@@ -194,7 +195,7 @@ def frontier(found: Frontier, frame: d.Frame = d.BROAD) -> str:
         parts += [d.text(x(tick), bottom + 18, f"{tick / 1e9:.3g} GB", anchor="middle", kind="faint")]
     for seconds in d.moments(floor_, ceiling):
         parts += [d.line(left, y(seconds), right, y(seconds))]
-        parts += [d.text(left - 6, y(seconds) + 4, format_seconds(seconds), anchor="end", kind="faint", size=10)]
+        parts += [d.text(left - 6, y(seconds) + 4, _even(seconds), anchor="end", kind="faint", size=10)]
     if found.device.total <= most:
         own = x(found.device.total)
         parts += [d.line(own, bottom - height, own, bottom, dashed=True)]
@@ -204,6 +205,11 @@ def frontier(found: Frontier, frame: d.Frame = d.BROAD) -> str:
     parts += list(_stairs([(x(p.budget), y(p.seconds)) for p in points], right))
     listed, end = _listed(found, bottom + 48, frame)
     return d.picture(end, [*parts, *listed], f"Time of {found.model} against budget", frame)
+
+
+def _even(seconds: float) -> str:
+    """A round duration without the zeros that say how well others are known: `50 s`, `2.5 s`."""
+    return re.sub(r"(\.\d*?)0+ ", lambda found: f"{found[1].rstrip('.')} ", format_seconds(seconds))
 
 
 def _listed(found: Frontier, y: float, frame: d.Frame) -> tuple[list[str], float]:
@@ -234,7 +240,7 @@ def _stairs(points: Sequence[tuple[float, float]], right: float) -> Iterator[str
     for number, (x, y) in enumerate(points, start=1):
         yield f'<circle class="rim" cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{d.PALETTE[0]}" stroke="{d.LIGHT.paper}"/>'
         if x - above > 14:  # numbers of points that touch would cover each other
-            yield d.text(x, y - 10, str(number), anchor="middle")
+            yield d.text(x + 4, y - 9, str(number))  # beside the riser, above the tread
             above = x
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 """Version of the JSON form."""
+HOST = "host memory"
+"""Stands where a phase would, for what is short there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +229,8 @@ class Infeasible(PlannerError):
         plan = self.leanest
         chosen = ", ".join(map(str, plan.options)) or "nothing switched on"
         advice = f"the smallest budget that would do is {format_bytes(self.smallest_budget)}"
+        if self.phase == HOST:  # no budget makes up for that
+            advice = f"{format_bytes(plan.promise.host)} of host memory would do"
         if self.largest_size:
             advice += f", the largest image that fits is {self.largest_size}"
         return (

@@ -15,7 +15,7 @@ from planner.calibration import calibrated
 from planner.cards import card, nearest, pinned_rate
 from planner.device import Device, published_context
 from planner.errors import BadRequest, UnknownDevice
-from planner.units import FORMS, format_bytes
+from planner.units import FEW, FORMS, MEANT, format_bytes
 
 BF16_SINCE = (8, 0)
 """First compute capability with bf16 tensor cores (CUDA C++ Programming Guide, feature support by capability)."""
@@ -86,8 +86,9 @@ def held(which: str, *, nvml: ModuleType | None = None) -> int | None:
 
 def device_of_size(total: int, compute_capability: tuple[int, int] = (8, 6)) -> Device:
     """A card of `total` bytes of which nothing else is known, with the rates of the nearest known card."""
-    if total <= 0:
-        raise BadRequest(f"A card of {total} bytes holds nothing; write {FORMS}.")
+    if total <= published_context(compute_capability):
+        meant = MEANT.format(total) if 0 < total < FEW else f"write {FORMS}"
+        raise BadRequest(f"A card of {format_bytes(total)} holds nothing beside the CUDA context; {meant}.")
     known, _ = nearest("", compute_capability, total)
     return replace(
         known,

@@ -33,6 +33,28 @@ class Prose:
         return Measurement(longest, len(self.words)).with_maximum(options.max_width)
 
 
+@dataclass(frozen=True, slots=True)
+class Dotted:
+    """A module's path for rich, broken after dots."""
+
+    path: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lines no wider than the console."""
+        line = ""
+        for name in re.findall(r"[^.]*\.?", self.path):
+            if line and len(line) + len(name) > options.max_width:
+                yield Text(line, overflow="fold")
+                line = ""
+            line += name
+        yield Text(line, overflow="fold")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """From the longest name to all in one line."""
+        longest = max(len(name) + 1 for name in self.path.split("."))
+        return Measurement(longest, max(longest, len(self.path))).with_maximum(options.max_width)
+
+
 def tied(words: str) -> str:
     """The same with each number tied to its unit, and hours to minutes."""
     return _TOGETHER.sub(lambda found: found[0].replace(" ", TIE), words)

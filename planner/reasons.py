@@ -10,7 +10,7 @@ from planner.cost import Phase
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
-from planner.plan import Infeasible, PhasePromise, Plan, Promise, Rejection
+from planner.plan import HOST, Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.pricing import EXPANDABLE, LASTING, Candidate, Priced, Pricer, described, words
 from planner.rehearsal import Rehearsal
 from planner.request import Request
@@ -22,9 +22,6 @@ from planner.units import format_bytes, format_seconds
 
 SHOWN = 12
 """Rejections a plan lists at most; nearer ones first."""
-
-HOST = "host memory"
-"""What a shortage calls its phase where not the card is too small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from html import escape
 
 from planner import explain, pictures, snippet
 from planner.drawing import BROAD, NARROW, Frame
+from planner.meanings import meaning
 from planner.plan import Plan
 from planner.request import Fidelity
 from planner.surveys import Anatomy
@@ -37,6 +38,7 @@ STYLE = """
 .plan pre { background: var(--code); color: inherit; border-radius: 8px; padding: 14px 16px; overflow-x: auto; }
 .plan td code, .plan p code { overflow-wrap: anywhere; }
 .plan .options code { white-space: pre-wrap; }
+.plan .options td:first-child { width: 42%; } .plan .options p { color: var(--faint); font-size: 0.88rem; }
 .plan td:first-child { min-width: 8em; } .plan td:last-child:has(code) { min-width: 17em; }
 .plan svg { display: block; height: auto; }
 .plan .narrow { display: none; }
@@ -120,10 +122,10 @@ def verdict(plan: Plan, over: int | None = None) -> Iterator[str]:
 
 
 def options(plan: Plan) -> str:
-    """What the plan chooses, and how to do it by hand."""
+    """What the plan chooses, what that does, and how to do it by hand."""
     rows = (
-        (f"<code>{escape(snippet.spoken(option))}</code>", Fidelity(option.fidelity).name.lower(),
-         "<br>".join(f"<code>{escape(call)}</code>" for call in option.calls))
+        (f"<code>{escape(snippet.spoken(option))}</code><p>{escape(meaning(option))}</p>",
+         Fidelity(option.fidelity).name.lower(), "<br>".join(f"<code>{escape(call)}</code>" for call in option.calls))
         for option in plan.options
     )  # fmt: skip
     return _table(("technique", "fidelity", "by hand"), rows, look="options")

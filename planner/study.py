@@ -20,16 +20,16 @@ from planner.collector import SELDOM, collecting
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons
-from planner.plan import Plan
+from planner.plan import HOST, Plan
 from planner.pricing import EXPANDABLE, Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
-from planner.reasons import HOST, Shortage
+from planner.reasons import Shortage
 from planner.request import Request
 from planner.scenes import Limits
 from planner.techniques import DEFAULT
 from planner.techniques.base import Housed, Technique
-from planner.units import format_bytes
+from planner.units import FEW, MEANT, format_bytes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -158,7 +158,7 @@ class Study:
         if capacity <= 0:
             raise BadRequest(
                 f"A budget of {format_bytes(budget)} leaves nothing beside the CUDA context of "
-                f"{format_bytes(device.context)}; ask for more."
+                f"{format_bytes(device.context)}; {MEANT.format(budget) if budget < FEW else 'ask for more'}."
             )
         try:
             limits = Limits(capacity=capacity, host=host, spare=int(capacity * spare))

@@ -20,7 +20,7 @@ from planner.explain import rate
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
-from planner.prose import Prose
+from planner.prose import Dotted, Prose
 from planner.surveys import Anatomy, Frontier, Largest, Row
 from planner.techniques.base import Option
 from planner.units import format_bytes, format_flops, format_seconds
@@ -231,7 +231,7 @@ def anatomy(found: Anatomy, phase: str | None, width: int) -> Iterator[Renderabl
         made = f"{holding.op} ×{holding.tensors}" if holding.tensors > 1 else holding.op
         where = ".".join(filter(None, (holding.component, holding.block)))
         size = format_bytes(holding.bytes)
-        table.add_row(size, count.share(holding.bytes), holding.kind, Text(where), Text(made))
+        table.add_row(size, count.share(holding.bytes), holding.kind, Dotted(where), Text(made))
     rest = count.holdings[len(shown) :]
     if rest:
         others = sum(holding.bytes for holding in rest)

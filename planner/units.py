@@ -17,6 +17,10 @@ FORMS = "8GB (8·10⁹ bytes), 8GiB (2³³ bytes), 7500MB or a plain number of b
 """What `parse_bytes` reads, in words for messages."""
 
 
+FEW, MEANT = 1000, "write {}GB if gigabytes were meant"
+"""Bytes below which a unit was forgotten, and what is said then."""
+
+
 def parse_bytes(text: str | int) -> int:
     """Bytes from `8GB`, `8GiB`, `7500MB`, `8.5G` or a plain number of bytes, letter case and spaces aside.
 

@@ -58,13 +58,13 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def printed(command: str, folder: Path, cache: Path) -> str:
-    """What a command prints on a terminal of 80 columns; of what goes to stderr only our own sentence."""
+def printed(command: str, folder: Path, cache: Path, columns: int = 80) -> str:
+    """What a command prints on a terminal of so many columns; of what goes to stderr only our own sentence."""
     words = shlex.split(command)
     if words[-1] == "--help":  # nothing is computed, so that no process is needed
         return CliRunner(env={"COLUMNS": "80"}).invoke(cli.main, words[1:], prog_name="vram-planner").stdout
     words = [sys.executable, *(["-m", "planner"] if words[0] == "vram-planner" else []), *words[1:]]
-    env = os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"XDG_CACHE_HOME": str(cache), "COLUMNS": str(columns), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, encoding="utf-8", check=False)
     if done.returncode not in (0, 3):
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

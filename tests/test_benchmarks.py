@@ -168,3 +168,12 @@ def test_predictions_that_are_equal_put_nothing_in_order(benchmark: Any) -> None
     rows = [quick, slow, alike]
     assert time_fit.orderings(rows, {quick: 1.0, slow: 2.0, alike: 2.0})[:2] == (2, 2), "1 % apart is no pair"
     assert time_fit.orderings(rows, {quick: 2.0, slow: 2.0, alike: 1.0})[:2] == (0, 2)
+
+
+def test_the_page_answers_a_change_of_card_or_budget_within_a_second() -> None:
+    """As it was measured last, on full-size calls."""
+    rows = [row for row in (BENCHMARKS / "results/page_time.md").read_text("utf-8").splitlines() if row.count("|") == 5]
+    changes = [row for row in rows if " card:" in row or " budget:" in row]
+    assert len(changes) == 9
+    for row in changes:
+        assert float(row.split("|")[3].split()[0]) <= 1.0, row

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from plans import PLAN
@@ -18,8 +20,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from planner import auto, cli, profiles, tables
+from planner.cli import options
 from planner.errors import TraceFailed
-from planner.plan import Infeasible, Plan
+from planner.plan import HOST, Infeasible, Plan
 from planner.request import Budget, Fidelity, Request
 
 ON_CARD = ("--gpu", "rtx-3070")
@@ -95,6 +98,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (("sd15", *ON_CARD, "--with", "upscaler"), "no optional component 'upscaler'"),
         (("sd15", "--gpu", "rtx-9999"), "No card profile 'rtx-9999'"),
         (("sd15", "--vram", "0"), "holds nothing"),
+        (("sd15", "--vram", "8"), "write 8GB if gigabytes were meant"),
+        (("flux1-dev", *ON_CARD, "--with", "transformer=none.gguf"), "There is no file none.gguf"),
     ],
 )
 def test_refusals_are_one_sentence_and_exit_2(words: tuple[str, ...], said: str) -> None:
@@ -215,6 +220,14 @@ def test_infeasible_exits_3_and_says_what_would_do(monkeypatch: pytest.MonkeyPat
     assert Plan.from_json(told["leanest"]) == lean
 
 
+def test_host_memory_that_is_short_is_not_answered_with_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = replace(PLAN, promise=replace(PLAN.promise, host=2_130_000_000))
+    refuse(monkeypatch, Infeasible(leanest=lean, phase=HOST, over=1_130_000_000, smallest_budget=PLAN.budget))
+    result = run("plan", "sd15", *ON_CARD, "--host-ram", "1GB")
+    assert result.exit_code == 3
+    assert "1.13 GB over in host memory; 2.13 GB of host memory would do." in result.stderr
+
+
 def test_a_pipeline_that_refuses_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, TraceFailed("`height` and `width` have to be divisible by 8\nbut are 513 and 512."))
     result = run("plan", "sd15", *ON_CARD)
@@ -269,13 +282,31 @@ def test_weights_are_those_of_the_loaded_components() -> None:
 
 
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
-def test_help_tells_the_exit_codes_in_80_columns(command: str) -> None:
+def test_help_is_whole_in_80_columns(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
     assert widest(result.output) <= 80
-    codes = {int(line.split()[0]) for line in result.output.partition("Exit codes:")[2].splitlines() if line.strip()}
-    assert codes == {0, 1, cli.REFUSED, cli.INFEASIBLE, cli.OVER, cli.INTERRUPTED}
+    assert "Exit codes:" in result.output
     assert "..." not in result.output.replace("[ARGS]...", "").replace("COMMAND", ""), "a help text is cut"
+
+
+def test_help_tells_the_exit_codes() -> None:
+    told = run("--help").output.partition("Exit codes:")[2]
+    codes = {int(line.split()[0]) for line in told.splitlines() if line.strip()}
+    assert codes == {0, 1, cli.REFUSED, cli.INFEASIBLE, cli.OVER, cli.INTERRUPTED}
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "max", "compare", "frontier", "explain", "verify"])
+def test_help_shows_many_options_in_sections(command: str) -> None:
+    """Each option once, below what it concerns, and all of them in line."""
+    said = run(command, "--help").output
+    titles = [line.strip(" :") for line in said.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == [*options.SECTIONS, options.OTHERS]
+    context = click.Context(cli.main)
+    asked = [name for each in cli.main.get_command(context, command).params for name in each.opts if name[0] == "-"]
+    assert not re.search(r"^  MODEL *$", said, re.MULTILINE), "described above"
+    for name in asked:
+        assert len(re.findall(rf"^  {name}[ /]", said, re.MULTILINE)) == 1, name
 
 
 def test_version() -> None:

@@ -234,7 +234,19 @@ def test_shells_complete(shell: str) -> None:
     assert "_VRAM_PLANNER_COMPLETE" in done.stdout
 
 
-def test_cards_and_models_complete() -> None:
-    env = {"_VRAM_PLANNER_COMPLETE": "bash_complete", "COMP_WORDS": "vram-planner plan sd15 --gpu rtx-407"}
-    done = CliRunner(env=env | {"COMP_CWORD": "4"}).invoke(cli.main, [], prog_name="vram-planner")
-    assert "rtx-4070" in done.output
+@pytest.mark.parametrize(
+    ("begun", "offered"),
+    [
+        ("plan sd1", "sd15"),
+        ("plan sd15 --gpu rtx-407", "rtx-4070"),
+        ("plan sd15 --fidelity l", "lossy"),
+        ("plan sd15 --dtype b", "bf16"),
+        ("plan sd15 --use vae_t", "vae_tiling"),
+        ("plan sd15 --without st", "streaming"),
+        ("schema fr", "frontier"),
+    ],
+)
+def test_names_complete(begun: str, offered: str) -> None:
+    words = f"vram-planner {begun}"
+    env = {"_VRAM_PLANNER_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert offered in CliRunner(env=env).invoke(cli.main, [], prog_name="vram-planner").output

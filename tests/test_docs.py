@@ -9,7 +9,9 @@ from typing import Any
 import click
 import pytest
 import sessions
+import terminals
 import torch
+from rich.cells import cell_len
 from techniques import tiny
 
 import planner
@@ -93,6 +95,21 @@ def test_terminals_print_what_is_shown(page: Path, cache: Path, tmp_path: Path) 
     assert not wrong, "\n".join((*wrong, f"python tests/sessions.py {page.relative_to(ROOT)} records it anew"))
 
 
+@pytest.mark.parametrize("columns", terminals.WIDTHS)
+def test_terminals_are_drawn_as_they_print(columns: int, cache: Path, tmp_path: Path) -> None:
+    """Pictures of terminals show what is printed at that width, figures and durations aside, and fetch nothing."""
+
+    def bare(text: str) -> str:
+        return sessions.masked(text).replace(" ", "")
+
+    for name, command in terminals.COMMANDS.items():
+        drawn = terminals.named(name, columns).read_text("utf-8")
+        real = sessions.printed(command, tmp_path, cache, columns)
+        assert max(map(cell_len, real.splitlines())) <= columns
+        assert bare(terminals.words(drawn)) == bare(f"$ {command}\n{real}"), "python tests/terminals.py makes it anew"
+        assert "url(http" not in drawn
+
+
 def test_a_difference_is_seen() -> None:
     """The comparison itself: figures and widths may move, words and bytes needed may not."""
     real = "fits: needs 7.06 GB\nabout 3 min 4 s\n- one: 2 GB over\n- two: 3 GB over\n"
@@ -108,6 +125,11 @@ def test_every_command_has_its_help_shown() -> None:
     text = (DOCS / "cli.md").read_text("utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(cli.COMMANDS)
     assert isinstance(cli.main, click.Group)
+
+
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    named = re.findall(r"^::: planner\.(?:\w+\.)?(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(planner.__all__)
 
 
 def test_every_technique_is_listed() -> None:

@@ -15,10 +15,11 @@ from plans import CHANNELS_LAST, PLAN, RESIDENT, SPLIT, STRIDED, TILING, phase, 
 from rich.cells import cell_len
 from rich.console import Console
 
-from planner import explain, folding, profiles, reasons, snippet
+from planner import explain, folding, meanings, profiles, reasons, snippet
 from planner.plan import Infeasible, Plan, Rejection
+from planner.prose import Dotted
 from planner.request import Fidelity, Request
-from planner.techniques import packing
+from planner.techniques import DEFAULT, packing
 from planner.techniques.base import Option
 from planner.units import format_bytes, format_seconds
 
@@ -276,3 +277,60 @@ def test_what_is_packed_while_loading_is_said_to_last() -> None:
     assert re.search(r"# quantization=nf4; cannot be undone\npipe = \w+\.from_pretrained\(", text)
     assert "cannot be undone" not in snippet.code(PLAN)
     assert reasons._lasting(packed).endswith("cannot be undone; for the weights as they were, load it anew.")
+
+
+def test_every_technique_says_what_it_does() -> None:
+    assert set(meanings.MEANINGS) == {technique.name for technique in DEFAULT}
+    for technique in meanings.MEANINGS:
+        usual = {"streaming": "3/9", "placement": "model", "vae_tiling": 512}.get(technique, "2")
+        said = meanings.meaning(Option(technique=technique, value=usual, component="unet"))
+        assert said
+        assert "{" not in said
+    assert meanings.meaning(Option(technique="one_of_yours", value=1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (
+            Option(technique="streaming", component="unet", value="15/95-until-vae"),
+            (
+                "15 of the 95 units of unet come from host memory each time they are needed; "
+                "the rest comes once, and leaves the card before vae is called"
+            ),
+        ),
+        (
+            Option(technique="streaming", component="unet", value="0/95-until-vae"),
+            "unet comes to the card when it is called, and leaves it before vae is",
+        ),
+        (
+            Option(technique="placement", value="group_block_stream_disk-without-vae"),
+            (
+                "each block's weights come to the card just before it works, from files, "
+                "copied while the one before works; all of vae stays there"
+            ),
+        ),
+        (
+            Option(technique="vae_tiling", value="512/64"),
+            "decodes in tiles of 512 pixels that overlap by 64",
+        ),
+        (Option(technique="quantization", value="nf4"), "linear layers keep each weight in 4 bits"),
+        (RESIDENT, "all weights are on the card throughout"),
+    ],
+)
+def test_what_an_option_does_is_said_in_words(option: Option, words: str) -> None:
+    assert meanings.meaning(option) == words
+
+
+def test_a_plan_says_what_its_changes_do() -> None:
+    said = " ".join(explain.as_text(PLAN).split())
+    assert "- vae_tiling=512 (faithful): decodes in overlapping tiles of 512 pixels" in said
+
+
+def test_paths_are_broken_after_dots() -> None:
+    page = Console(file=io.StringIO(), width=30, color_system=None)
+    page.print(Dotted("unet.up_blocks.3.attentions.0.transformer_blocks.0.ff.net.0.proj"))
+    lines = page.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "".join(lines) == "unet.up_blocks.3.attentions.0.transformer_blocks.0.ff.net.0.proj"
+    assert widest("\n".join(lines)) <= 30
+    assert all(line.endswith(".") for line in lines[:-1])

@@ -81,6 +81,7 @@ ROOMS = (
         "snippet",
         "verify",
         "prose",
+        "meanings",
         "explain",
         "tables",
         "schema",

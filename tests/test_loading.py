@@ -128,7 +128,7 @@ def test_missing_weights_and_code_are_refused(load: Any, folder: Path, tmp_path:
     (other / "model_index.json").write_text(json.dumps({"_class_name": ["mine", "Mine"]}))
     with pytest.raises(BadRequest, match="code of its own"):
         planner.load(other, device=planner.card("rtx-3070"), **CALL)
-    with pytest.raises(BadRequest, match="no weights of sd15 on this machine"):
+    with pytest.raises(BadRequest, match=r"no weights of sd15 on this machine; .*`hf download stable"):
         loading.folder_of("sd15", planner.profiles.find("sd15"))
 
 

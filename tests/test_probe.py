@@ -286,8 +286,10 @@ def test_a_card_of_some_size(total: int, capability: tuple[int, int]) -> None:
 
 
 def test_a_card_of_no_size() -> None:
-    with pytest.raises(BadRequest, match="A card of 0 bytes"):
+    with pytest.raises(BadRequest, match="A card of 0 B holds nothing"):
         device_of_size(0)
+    with pytest.raises(BadRequest, match="write 8GB if gigabytes were meant"):
+        device_of_size(8)
 
 
 @pytest.mark.parametrize(

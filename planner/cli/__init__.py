@@ -31,6 +31,7 @@ Exit codes:
   3    no combination of techniques fits; what would fit is said
   4    verify: the run went over its budget
   130  interrupted"""
+WHERE = "Exit codes: `vram-planner --help` lists them."
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
@@ -44,7 +45,7 @@ class Front(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = import_module(f"planner.cli.{name}").command
-        command.epilog = CODES
+        command.epilog = WHERE
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import click
 
 from planner.cli import output
-from planner.cli.options import Asked, as_json, asking
+from planner.cli.options import Asked, Sectioned, as_json, asking
 from planner.device import Device
 from planner.errors import BadRequest
 
@@ -19,7 +19,7 @@ USUAL = (
 """Compared when no card is named: what people have at home and rent."""
 
 
-@click.command("compare")
+@click.command("compare", cls=Sectioned)
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="A card, or several as rtx-40*; may be repeated.")
 @click.option(
     "--budget", "budgets", multiple=True, metavar="SIZE", help="May be repeated; all of each card if left out."

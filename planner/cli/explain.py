@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from planner.cli import output
-from planner.cli.options import Asked, as_json, asks
+from planner.cli.options import Asked, Sectioned, as_json, asks
 
 
-@click.command("explain")
+@click.command("explain", cls=Sectioned)
 @click.option("--phase", metavar="NAME", help="The peak of this phase, such as vae.decode; by default the highest.")
 @asks
 @click.option(

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from planner.cli import output
-from planner.cli.options import CARD, Asked, as_json, asking
+from planner.cli.options import CARD, Asked, Sectioned, as_json, asking
 
 
-@click.command("frontier")
+@click.command("frontier", cls=Sectioned)
 @asking(*CARD)
 @click.option("--down-to", metavar="SIZE", default="2GB", show_default=True, help="The least budget to look at.")
 @click.option("--plot", type=output.FILE, help="Draw the frontier, as .svg or .png.")

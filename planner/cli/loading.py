@@ -6,7 +6,7 @@ from typing import Any
 
 from planner import profiles
 from planner.cli import output
-from planner.errors import BadRequest
+from planner.loading import missing
 
 
 def loaded(model: str, dtype: str) -> Any:
@@ -21,6 +21,4 @@ def loaded(model: str, dtype: str) -> Any:
             profile.hub_id or model, torch_dtype=getattr(torch, dtype), local_files_only=True
         )
     except OSError as error:
-        raise BadRequest(
-            f"There are no weights of {model} on this machine ({type(error).__name__}); give a folder that has them."
-        ) from error
+        raise missing(model, profile) from error

@@ -7,11 +7,11 @@ from typing import get_args
 import click
 
 from planner.cli import output
-from planner.cli.options import Asked, as_json, asks
+from planner.cli.options import Asked, Sectioned, as_json, asks
 from planner.limits import Kind
 
 
-@click.command("max")
+@click.command("max", cls=Sectioned)
 @click.option("--of", "kind", type=click.Choice(get_args(Kind)), default="size", help="What grows; size by default.")
 @asks
 @as_json("the largest plan, or the error,")

@@ -39,6 +39,17 @@ def _cards(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[C
     return [CompletionItem(known.slug, help=known.name) for known in catalogue() if known.slug.startswith(begun)]
 
 
+def _techniques(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:  # noqa: ARG001
+    from planner.techniques import DEFAULT
+
+    return [technique.name for technique in DEFAULT if technique.name.startswith(begun)]
+
+
+def one_of(*words: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completes to these; what else is written the planner refuses in its own words."""
+    return lambda _, __, begun: [word for word in words if word.startswith(begun)]
+
+
 CARD: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--gpu",
@@ -65,10 +76,33 @@ CALL: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--calls", type=int, default=1, metavar="N", help="Calls of this shape to come; compiling needs several."
     ),
-    click.option("--dtype", metavar="NAME", help="Load the weights as fp16, bf16 or fp32."),
-    click.option("--fidelity", metavar="LEVEL", default="faithful", help="exact, faithful (default) or lossy."),
-    click.option("--use", multiple=True, metavar="TECH[=VALUE]", help="A technique the plan must have; repeatable."),
-    click.option("--without", multiple=True, metavar="TECH", help="A technique it must not have; repeatable."),
+    click.option(
+        "--dtype",
+        metavar="NAME",
+        shell_complete=one_of("fp16", "bf16", "fp32"),
+        help="Load the weights as fp16, bf16 or fp32.",
+    ),
+    click.option(
+        "--fidelity",
+        metavar="LEVEL",
+        default="faithful",
+        shell_complete=one_of(*(level.name.lower() for level in Fidelity)),
+        help="exact, faithful (default) or lossy.",
+    ),
+    click.option(
+        "--use",
+        multiple=True,
+        metavar="TECH[=VALUE]",
+        shell_complete=_techniques,
+        help="A technique the plan must have; repeatable.",
+    ),
+    click.option(
+        "--without",
+        multiple=True,
+        metavar="TECH",
+        shell_complete=_techniques,
+        help="A technique it must not have; repeatable.",
+    ),
     click.option("--plain", is_flag=True, help="Only what diffusers can do by itself."),
     click.option("--host-ram", metavar="SIZE", help="Host memory the plan may use."),
     click.option("--disk", metavar="SIZE", help="What weights may take on disk."),
@@ -83,6 +117,32 @@ WITH = click.option(
     metavar="COMPONENT",
     help="Load an optional component too, or one from a GGUF file: transformer=FILE.gguf.",
 )
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "The call": (
+        *("kind", "height", "width", "images", "prompts", "frames", "steps", "guidance", "prompt_tokens"),
+        *(*PICTURES, "strength", "calls", "dtype", "including", "arguments"),
+    ),
+    "Card and limits": ("gpu", "gpus", "vram", "budget", "budgets", "down_to", "host_ram", "disk", "prices"),
+    "Techniques": ("fidelity", "use", "without", "plain"),
+}
+"""Options by what they concern, in the order in which help shows them; all others come last."""
+OTHERS = "Output and help"
+
+
+class Sectioned(click.Command):
+    """A command of many options, which its help shows in sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        shown = {param.name: record for param in options if (record := param.get_help_record(ctx))}
+        width = max(len(option) for option, _ in shown.values())
+        named = {name for names in SECTIONS.values() for name in names}
+        for title, names in (*SECTIONS.items(), (OTHERS, tuple(name for name in shown if name not in named))):
+            if rows := [(f"{shown[name][0]:<{width}}", shown[name][1]) for name in names if name in shown]:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

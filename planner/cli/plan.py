@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from planner.cli import output
-from planner.cli.options import Asked, as_json, asks
+from planner.cli.options import Asked, Sectioned, as_json, asks
 
 
-@click.command("plan")
+@click.command("plan", cls=Sectioned)
 @asks
 @click.option("--plot", type=output.FILE, help="Draw memory over time, as .svg or .png.")
 @click.option("--report", type=output.FILE, help="Write all of it as one HTML page.")

@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from planner.cli import output
-from planner.cli.options import Asked, as_json, asks
+from planner.cli.options import Asked, Sectioned, as_json, asks
 from planner.errors import BadRequest
 
 WRITTEN = "Image to write, numbered if there are several; a video becomes a .gif."
 
 
-@click.command("run")
+@click.command("run", cls=Sectioned)
 @asks
 @click.option("--prompt", default="a lighthouse at dawn", show_default=True, help="What to make.")
 @click.option("--seed", type=int, help="For the same result again.")

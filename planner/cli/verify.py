@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from planner.cli import OVER, output
-from planner.cli.options import Asked, as_json, asks
+from planner.cli.options import Asked, Sectioned, as_json, asks
 
 
-@click.command("verify")
+@click.command("verify", cls=Sectioned)
 @asks
 @click.option("--twice/--once", default=True, help="Run once before measuring, so that nothing is made anew in it.")
 @as_json("what was promised and measured")

@@ -158,9 +158,11 @@ def test_a_slow_line_mixes_up_no_answers(tab: Any, address: str) -> None:
     tab.wait_for_selector("#budgets .searching", timeout=PATIENCE)
     fill(tab, "steps", "6")
     fill(tab, "steps", "8")
-    tab.wait_for_selector("#budgets .searching", timeout=PATIENCE)
+    tab.wait_for_function("() => location.search.endsWith('&steps=8')", timeout=PATIENCE)
+    tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
     tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)
-    tab.wait_for_timeout(2000)
+    tab.wait_for_timeout(2000)  # what comes after the last answer would be an outdated one
+    tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
     assert tab.url.endswith("&steps=8")
     assert tab.is_visible("#budgets svg.vp:visible")
 
