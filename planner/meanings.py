@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from planner.group_offload import Grouping
 from planner.techniques import group, streaming
 from planner.techniques.base import Option
 from planner.techniques.tiles import Tile
@@ -53,11 +54,19 @@ def _placement(option: Option) -> str:
     if known := PLACES.get(str(option.value)):
         return known
     choice = group.Choice.of(str(option.value))
-    what = "each block's" if choice.grouping.blocks else "each layer's"
-    ahead = ", copied while the one before works" if choice.grouping.stream else ""
-    files = ", from files" if choice.grouping.disk else ""
     stay = f"; all of {' and '.join(choice.without)} stays there" if choice.without else ""
-    return f"{what} weights come to the card just before it works{files}{ahead}{stay}"
+    return _in_groups(choice.grouping) + stay
+
+
+def _offload(option: Option) -> str:
+    return f"{option.component} is not on the card as a whole: {_in_groups(group.ALL[str(option.value)])}"
+
+
+def _in_groups(grouping: Grouping) -> str:
+    what = "each block's" if grouping.blocks else "each layer's"
+    ahead = ", copied while the one before works" if grouping.stream else ""
+    files = ", from files" if grouping.disk else ""
+    return f"{what} weights come to the card just before it works{files}{ahead}"
 
 
 def _tiling(option: Option) -> str:
@@ -101,6 +110,7 @@ MEANINGS: Mapping[str, str | Callable[[Option], str]] = {
     "step_cache": "what one denoising step worked out serves later ones",
     "micro_batch": "images and halves of guidance go through the denoiser {} at a time",
     "streaming": _streaming,
+    "offload": _offload,
     "placement": _placement,
     "tracing": _tracing,
     "split": "{} smaller calls instead of one",
