@@ -51,15 +51,22 @@ def devices_table(devices: Iterable[Device]) -> Table:
 def calibration_table(made: Calibration) -> Table:
     """What was measured of a card."""
     table = _table(("measured", ""), ("", "r"))
-    for name in ("pinned", "pageable", "return"):
+    ways = {"return": "back to pageable memory", "pinned_return": "back to pinned memory, which no plan does"}
+    for name in ("pinned", "pageable", "return", "pinned_return"):
         if measured := getattr(made, f"{name}_rate"):
-            table.add_row({"return": "back to pageable memory"}.get(name, f"from {name} memory"), rate(measured))
+            table.add_row(ways.get(name, f"from {name} memory"), rate(measured))
     for name in ("products", "singles", "convolutions", "attentions", "traffic"):
         what = {"singles": "fp32 products", "traffic": "elementwise kernels"}.get(name, name)
         table.add_row(what, f"{getattr(made, name):.2f} of expected")
     table.add_row("host, per operation", f"{made.issue * 1e6:.1f} µs")
     if made.context:
         table.add_row("CUDA context", format_bytes(made.context))
+    beyond = [each for each in made.scratch if each.beyond]
+    if made.scratch:
+        kinds = len(made.scratch)
+        table.add_row("scratch of convolutions", f"as foreseen in {kinds - len(beyond)} of {kinds} kinds")
+    for each in beyond:
+        table.add_row(f"  {each.kind}", f"{format_bytes(each.measured)}, not {format_bytes(each.foreseen)}")
     return table
 
 

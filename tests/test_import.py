@@ -73,7 +73,7 @@ ROOMS = (
         "cost",
         "outline",
     ),
-    *("score", "rehearsal", "precedents", "census", "calibrate"),
+    *("score", "rehearsal", "precedents", "census", "samples", "calibrate"),
     *("solve", "absent", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
     *("refresh", "apply", "loading", "snapshot"),
     *(
