@@ -17,6 +17,7 @@ from planner.cards import catalogue
 from planner.census import Count
 from planner.device import Device
 from planner.explain import rate
+from planner.minimum import Smallest
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
@@ -215,6 +216,17 @@ def largest(found: Largest) -> Iterator[RenderableType]:
         yield Prose(f"{beyond} would be {format_bytes(missing.over)} over in {missing.phase}.")
     else:
         yield Text("The search ended there; no limit was met.")
+    yield Text()
+    yield Prose(explain.switched_on(plan))
+    yield from explain.memory(plan)
+
+
+def smallest(found: Smallest) -> Iterator[RenderableType]:
+    """The least budget, what is over within less, and the plan in short."""
+    plan = found.plan
+    lead = f"The smallest budget of {plan.model} {explain.size(plan.request)} on {plan.device.name}"
+    yield Prose(f"{lead} is {format_bytes(plan.budget)}.", style="bold")
+    yield Prose(f"Nothing fits {format_bytes(found.below)}: {found.phase} is over.")
     yield Text()
     yield Prose(explain.switched_on(plan))
     yield from explain.memory(plan)

@@ -75,6 +75,7 @@ ROOMS = (
     ),
     *("score", "rehearsal", "precedents", "census", "samples", "calibrate"),
     *("solve", "absent", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
+    "minimum",
     *("refresh", "apply", "loading", "snapshot"),
     *(
         "folding",
