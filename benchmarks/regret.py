@@ -34,6 +34,8 @@ CASES = {
     "sdxl": (("channels_last_denoiser", "channels_last_vae", "vae_slicing", "vae_tiling", "placement"), (4, 7)),
     "sdxl, streamed": (("vae_tiling", "streaming", "placement"), (4, 7)),
     "flux1-dev": (("channels_last_vae", "fused_qkv", "vae_slicing", "vae_tiling", "placement"), (3, 12)),
+    "wan2.1-t2v-1.3b": (("vae_tiling", "placement"), (6, 12)),
+    "svd": (("decode_chunks", "placement"), (6, 12)),
     "sd15": (("channels_last_denoiser", "channels_last_vae", "vae_tiling", "placement"), (1, 2)),
 }
 """By model, techniques of every scope it has, and two budgets in GB."""
