@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from planner.auto import anatomy, auto_configure, compare, frontier, largest, load, plan
+    from planner.auto import anatomy, auto_configure, compare, frontier, largest, load, plan, smallest
     from planner.cards import card
     from planner.device import Device
     from planner.errors import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnknownDevice,
         UnknownModel,
     )
+    from planner.minimum import Smallest
     from planner.plan import Infeasible, Plan
     from planner.probe import probe
     from planner.request import Budget, Fidelity, Request
@@ -48,6 +49,7 @@ __all__ = [
     "PlannerError",
     "Request",
     "Row",
+    "Smallest",
     "TraceFailed",
     "UnknownDevice",
     "UnknownModel",
@@ -61,16 +63,18 @@ __all__ = [
     "load",
     "plan",
     "probe",
+    "smallest",
 ]
 
 _ROOMS = {
-    "auto": ("anatomy", "auto_configure", "compare", "frontier", "largest", "load", "plan"),
+    "auto": ("anatomy", "auto_configure", "compare", "frontier", "largest", "load", "plan", "smallest"),
     "cards": ("card",),
     "device": ("Device",),
     "errors": (
         *("ApplyFailed", "BadBudget", "BadRequest", "PlannerError"),
         *("TraceFailed", "UnknownDevice", "UnknownModel"),
     ),
+    "minimum": ("Smallest",),
     "plan": ("Infeasible", "Plan"),
     "probe": ("probe",),
     "request": ("Budget", "Fidelity", "Request"),

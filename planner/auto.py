@@ -13,6 +13,7 @@ from planner import apply, host, loading
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.limits import Kind
+from planner.minimum import Smallest, smallest_of
 from planner.plan import Plan
 from planner.pricing import LASTING, words
 from planner.probe import held as held_by
@@ -158,6 +159,16 @@ def largest(
     card = device or card_for(model)
     with _studied(model, request, wanted, here=device is None) as (study, tell):
         return largest_of(study, of, card, host=_host_ram(study.request, device), tell=tell)
+
+
+def smallest(model: Any, *, device: Device | None = None, request: Request | None = None, **wanted: Any) -> Smallest:
+    """The least budget that fits, to 2 %, and its plan; the request's budget and the card's memory are no limits.
+
+    Arguments as of `plan`.  Raises BadRequest, TraceFailed, or Infeasible where host memory is too small for any plan.
+    """
+    card = device or card_for(model)
+    with _studied(model, request, wanted, here=device is None) as (study, tell):
+        return smallest_of(study, card, host=_host_ram(study.request, device), tell=tell)
 
 
 def compare(

@@ -1,7 +1,7 @@
 """Calibrate: measure a card and its host in under two minutes, for the time model.
 
 Kernels are the ones the model prices, so what is kept is their measured speed ÷ the expected one; it holds for all
-shapes.  Copies, launches and the context are kept as they are measured.
+shapes.  Copies, launches and the context are kept as they are measured; what convolutions take is `samples`'.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from planner import samples
 from planner.calibration import Calibration
 from planner.device import Device
 from planner.pace import Pace
@@ -77,7 +78,7 @@ def calibrate(device: Device, bench: Bench | None = None, free: int | None = Non
     speeds = {name: _speed(plain, bench, *job) for name, job in _jobs(bench).items()}
     return Calibration(
         device_name=device.name, made=_made(), issue=_issue(bench), context=_context(device, bench, free),
-        **speeds, **_copies(bench),
+        scratch=samples.measured(device, bench.place), **speeds, **_copies(bench),
     )  # fmt: skip
 
 
@@ -161,6 +162,7 @@ def _copies(bench: Bench) -> dict[str, float]:
     if bench.place.startswith("cuda"):
         fixed = here.pin_memory()
         rates["pinned_rate"] = size / bench.seconds(lambda: there.copy_(fixed, non_blocking=True))
+        rates["pinned_return_rate"] = size / bench.seconds(lambda: fixed.copy_(there, non_blocking=True))
     return rates
 
 
@@ -179,4 +181,6 @@ def _context(device: Device, bench: Bench, free: int | None) -> int:
 def _made() -> str:
     import torch
 
-    return f"{datetime.now(tz=timezone.utc).date().isoformat()} with torch {torch.__version__}"
+    day = datetime.now(tz=timezone.utc).date().isoformat()
+    cudnn: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"{day} with torch {torch.__version__}" + (f", cuDNN {cudnn}" if cudnn else "")

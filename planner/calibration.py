@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from planner.device import Device
+from planner.device import Device, Excess
 from planner.errors import BadRequest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+OWN = ("device_name", "made", "pinned_return_rate", "scratch")
+"""What of a calibration is no figure of a device by the same name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """What convolutions of one kind take of the card beside input, weight and output, against what is foreseen."""
+
+    kind: str
+    """Dtype, dimensions of space, kernel and layout."""
+    where: str
+    """What runs the one that was farthest beyond what is foreseen, or else takes most."""
+    foreseen: int
+    """Bytes of scratch a plan counts for that one."""
+    measured: int
+    """Bytes of scratch it took."""
+    maps: float
+    """Bytes to add for each byte of input and output, so that none of the kind that was measured takes more."""
+    weight: float
+    """The same for each byte of the weight."""
+
+    @property
+    def beyond(self) -> bool:
+        """Whether any of the kind took more than is foreseen."""
+        return self.maps > 0 or self.weight > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +58,8 @@ class Calibration:
     """Bytes/s from ordinary host memory."""
     return_rate: float = 0.0
     """Bytes/s from the card into new ordinary host memory."""
+    pinned_return_rate: float = 0.0
+    """Bytes/s from the card into pinned host memory; shown only, since nothing that is planned copies there."""
     issue: float = 0.0
     """Seconds of the host to launch one operation."""
     products: float = 0.0
@@ -44,12 +74,18 @@ class Calibration:
     """The same ratio of matrix products in single precision."""
     context: int = 0
     """Bytes the process holds outside torch's allocator."""
+    scratch: tuple[Scratch, ...] = ()
+    """Of convolutions, one of each kind."""
 
     def applied(self, device: Device) -> Device:
-        """The card with what was measured in place of what was assumed."""
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device_name", "made")}
+        """The card with what was measured in place of what was assumed.
+
+        Scratch is only ever added: what one convolution does without, another of its kind may take.
+        """
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OWN}
         figures = {name: value for name, value in known.items() if value}
-        return replace(device, **figures, source=f"{device.source}, calibrated {self.made}")
+        excess = tuple(Excess(kind=e.kind, maps=e.maps, weight=e.weight) for e in self.scratch if e.beyond)
+        return replace(device, **figures, excess=excess, source=f"{device.source}, calibrated {self.made}")
 
 
 def folder() -> Path:
@@ -64,11 +100,19 @@ def write(made: Calibration, place: Path | None = None) -> Path:
     file = (place or folder()) / f"{_slug(made.device_name)}.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = ["# Measured by `vram-planner calibrate`; delete this file to plan with published figures again."]
-    for name, value in asdict(made).items():
-        text = f'"{value}"' if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else str(value)
-        lines.append(f"{name} = {text}")
+    figures = asdict(made)
+    tables = figures.pop("scratch")
+    lines += _lines(figures)
+    for table in tables:
+        lines += ["", "[[scratch]]", *_lines(table)]
     file.write_text("\n".join(lines) + "\n", "utf-8")
     return file
+
+
+def _lines(figures: Mapping[str, object]) -> Iterator[str]:
+    for name, value in figures.items():
+        text = f'"{value}"' if isinstance(value, str) else f"{value:.9g}" if isinstance(value, float) else str(value)
+        yield f"{name} = {text}"
 
 
 def read(device_name: str, place: Path | None = None) -> Calibration | None:
@@ -79,6 +123,7 @@ def read(device_name: str, place: Path | None = None) -> Calibration | None:
     try:
         facts = tomllib.loads(file.read_text("utf-8"))
         facts["context"] = int(facts["context"])
+        facts["scratch"] = tuple(Scratch(**each) for each in facts.get("scratch", ()))
         return Calibration(**facts)
     except (tomllib.TOMLDecodeError, TypeError, KeyError, ValueError) as error:
         raise BadRequest(f"{file} is no calibration ({error}); delete it, or run `vram-planner calibrate`.") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import NamedTuple
 
 from planner import attention, clock, reduction, workspace
@@ -117,14 +118,14 @@ class Cost:
         self._kernels: dict[tuple[str, int, str], tuple[int, Span]] = {}
         self._paces: dict[str, Pace] = {}
         self._sums: dict[tuple[int, ...], tuple[int, int]] = {}
-        self._walks: dict[tuple[str, str, int], tuple[tuple[Event, ...], list[Walk]]] = {}
+        self._walks: dict[tuple[str, str, int], tuple[Program, list[Walk]]] = {}
 
     def phases(self, program: Program) -> tuple[Phase, ...]:
         """Peak and seconds of each phase; what the pipeline does between calls belongs to the phase before it."""
-        course, events = program.recordings[program.course], program.events
+        course = program.recordings[program.course]
         key = (program.family, program.tracing, program.variant.splits)
-        known, walked = self._walks.get(key, ((), []))
-        walk = next((w for w in reversed(walked) if known[: w.place] == events[: w.place]), None)
+        known, walked = self._walks.get(key, (program, []))
+        walk = next((w for w in reversed(walked) if shared(known, program, w.place)), None)
         walk = walk.copy(program) if walk else Walk.begin(self, program)
         kept = [w for w in walked if w.place <= walk.place]
         denoisers = {c.name for c in program.components if "denoiser" in c.traits}
@@ -136,7 +137,7 @@ class Cost:
                 tracing = program.tracing if called in denoisers else "none"
                 walk.turn(called, tracing, self._calls * program.variant.splits)
             walk.take(stretch, again)
-        self._walks[key] = events, kept
+        self._walks[key] = program, kept
         return walk.phases(program.variant.splits)
 
     def pace(self, tracing: str) -> Pace:
@@ -179,6 +180,21 @@ class Cost:
         for event in events:
             meter.take(event)
         return Body(meter.peak, meter.most, meter.clock.span, meter.sizes, len(events) + meter.inner)
+
+
+def shared(one: Program, other: Program, place: int) -> bool:
+    """Whether two courses of a family do the same up to `place`: each program numbers bodies of its own by itself."""
+    waiting = [(one.events[:place], other.events[:place])]
+    seen = set[int]()
+    while waiting:
+        mine, theirs = waiting.pop()
+        if mine != theirs or any(map(is_not, map(type, mine), map(type, theirs))):  # as tuples two types may be equal
+            return False
+        own = {event.recording for event in mine if isinstance(event, Call) and event.recording >= PLACED} - seen
+        seen |= own
+        bodies = ((one.placed[n - PLACED], other.placed[n - PLACED]) for n in own)
+        waiting += ((a.events, b.events) for a, b in bodies if a is not b)
+    return True
 
 
 def stretches(course: Recording, start: int) -> Iterator[tuple[int, str, tuple[Event, ...]]]:

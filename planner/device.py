@@ -13,6 +13,18 @@ KERNELS = 164 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Excess:
+    """Scratch that convolutions of one kind take on a card beyond what is foreseen."""
+
+    kind: str
+    """What decides which engines there are, as `workspace.kind` says it."""
+    maps: float
+    """Bytes beyond for each byte of input and output."""
+    weight: float
+    """Bytes beyond for each byte of the weight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """Bytes, bytes per second and FLOP per second of one card."""
 
@@ -58,6 +70,8 @@ class Device:
     """The same ratio of fused attention."""
     traffic: float = 1.0
     """The same ratio of elementwise kernels."""
+    excess: tuple[Excess, ...] = ()
+    """Scratch of convolutions beyond what is foreseen, where some was measured."""
     context: int = 0
     """Bytes a process holds outside torch's allocator; where nothing was measured, what is published."""
     uuid: str = ""

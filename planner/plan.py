@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from planner.device import Device
+from planner.device import Device, Excess
 from planner.errors import BadRequest, PlannerError
 from planner.plain import record
 from planner.request import Fidelity, Request
@@ -204,7 +204,8 @@ class Plan:
 
 def _device(data: Mapping[str, Any]) -> Device:
     pairs = {name: tuple(data[name]) for name in ("compute_capability", "pcie")}
-    return Device(**{**data, **pairs})
+    excess = tuple(Excess(**each) for each in data.get("excess", ()))
+    return Device(**{**data, **pairs, "excess": excess})
 
 
 def option_of(data: Mapping[str, Any]) -> Option:

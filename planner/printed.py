@@ -12,6 +12,7 @@ from planner import schema
 from planner.calibration import Calibration
 from planner.cards import catalogue
 from planner.device import Device
+from planner.minimum import Smallest
 from planner.plan import Infeasible, Plan
 from planner.profiles import DefaultRequest
 from planner.surveys import Anatomy, Frontier, Largest, Row
@@ -118,6 +119,7 @@ PRINTED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "plan": (Plan, "What `vram-planner plan --json` prints."),
         "run": (Ran, "What `vram-planner run --json` prints."),
         "max": (Largest, "What `vram-planner max --json` prints."),
+        "min": (Smallest, "What `vram-planner min --json` prints."),
         "compare": (tuple[Row, ...], "What `vram-planner compare --json` prints: each card under each budget."),
         "frontier": (Frontier, "What `vram-planner frontier --json` prints."),
         "explain": (Anatomy, "What `vram-planner explain --json` prints."),

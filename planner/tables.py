@@ -17,6 +17,7 @@ from planner.cards import catalogue
 from planner.census import Count
 from planner.device import Device
 from planner.explain import rate
+from planner.minimum import Smallest
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
 from planner.program import ITEM_SIZE
@@ -51,15 +52,22 @@ def devices_table(devices: Iterable[Device]) -> Table:
 def calibration_table(made: Calibration) -> Table:
     """What was measured of a card."""
     table = _table(("measured", ""), ("", "r"))
-    for name in ("pinned", "pageable", "return"):
+    ways = {"return": "back to pageable memory", "pinned_return": "back to pinned memory, which no plan does"}
+    for name in ("pinned", "pageable", "return", "pinned_return"):
         if measured := getattr(made, f"{name}_rate"):
-            table.add_row({"return": "back to pageable memory"}.get(name, f"from {name} memory"), rate(measured))
+            table.add_row(ways.get(name, f"from {name} memory"), rate(measured))
     for name in ("products", "singles", "convolutions", "attentions", "traffic"):
         what = {"singles": "fp32 products", "traffic": "elementwise kernels"}.get(name, name)
         table.add_row(what, f"{getattr(made, name):.2f} of expected")
     table.add_row("host, per operation", f"{made.issue * 1e6:.1f} µs")
     if made.context:
         table.add_row("CUDA context", format_bytes(made.context))
+    beyond = [each for each in made.scratch if each.beyond]
+    if made.scratch:
+        kinds = len(made.scratch)
+        table.add_row("scratch of convolutions", f"as foreseen in {kinds - len(beyond)} of {kinds} kinds")
+    for each in beyond:
+        table.add_row(f"  {each.kind}", f"{format_bytes(each.measured)}, not {format_bytes(each.foreseen)}")
     return table
 
 
@@ -208,6 +216,17 @@ def largest(found: Largest) -> Iterator[RenderableType]:
         yield Prose(f"{beyond} would be {format_bytes(missing.over)} over in {missing.phase}.")
     else:
         yield Text("The search ended there; no limit was met.")
+    yield Text()
+    yield Prose(explain.switched_on(plan))
+    yield from explain.memory(plan)
+
+
+def smallest(found: Smallest) -> Iterator[RenderableType]:
+    """The least budget, what is over within less, and the plan in short."""
+    plan = found.plan
+    lead = f"The smallest budget of {plan.model} {explain.size(plan.request)} on {plan.device.name}"
+    yield Prose(f"{lead} is {format_bytes(plan.budget)}.", style="bold")
+    yield Prose(f"Nothing fits {format_bytes(found.below)}: {found.phase} is over.")
     yield Text()
     yield Prose(explain.switched_on(plan))
     yield from explain.memory(plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from planner import cudnn
@@ -62,7 +62,27 @@ def early(conv: Conv, device: Device) -> int:
 
 
 def engines(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:
-    """Bytes of workspace in the order torch tries engines: the first alone, or every one down to the leanest."""
+    """Bytes of workspace in the order torch tries engines: the first alone, or every one down to the leanest.
+
+    Where a calibration saw convolutions of this kind take more than is foreseen, each takes that much more.
+    """
+    found = foreseen(conv, device, every=every)
+    beyond = next((each for each in device.excess if each.kind == kind(conv)), None) if device.excess else None
+    if beyond is None or _native(conv):
+        return found
+    x, w, y = _sizes(conv)
+    more = ceil(beyond.maps * (x + y) + beyond.weight * w)
+    return tuple(size + more for size in found)
+
+
+def kind(conv: Conv) -> str:
+    """What decides, card and cuDNN given, which engines there are: dtype, dimensions of space, layout, kernel."""
+    last, pointwise = conv.input_last or conv.weight_last, prod(conv.weight[2:]) == 1
+    return f"{conv.dtype} {len(conv.weight) - 2}d" + " pointwise" * pointwise + " channels-last" * last
+
+
+def foreseen(conv: Conv, device: Device, *, every: bool = False) -> tuple[int, ...]:
+    """The same, whatever was measured."""
     if _native(conv):
         return (0,)
     if _unfolds(conv, device):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from planner import cards, profiles
+from planner.scenes import SLACK
+from planner.techniques import Option
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -78,6 +80,31 @@ def test_the_page_of_results_is_made_of_its_rows(benchmark: Any) -> None:
     made = summary.page(rows, "", {}, summary.read_causes(results / "accuracy_causes.csv"), notes).splitlines()
     kept = (results / "accuracy.md").read_text("utf-8").splitlines()
     assert (made[:2], made[3:]) == (kept[:2], kept[3:])
+
+
+def test_nothing_is_regretted(benchmark: Any) -> None:
+    """The page is made of its rows; every plan is what brute force finds by the same rule."""
+    regret, results = benchmark("regret"), BENCHMARKS / "results"
+    rows = regret.read()
+    assert regret.page(rows) == (results / "regret.md").read_text("utf-8")
+    assert len({row["model"] for row in rows}) >= 5
+    assert {(row["model"], int(row["budget"])) for row in rows} == {
+        (name.partition(",")[0], budget) for name, (_, budgets) in regret.CASES.items() for budget in budgets
+    }
+    for row in rows:
+        assert regret.regret(row) == pytest.approx(0, abs=1e-6), row
+        assert regret.beyond(row) <= SLACK, row
+        assert int(row["rehearsed"]) <= int(row["by_sums"]) <= int(row["combinations"])
+
+
+def test_brute_force_goes_through_every_combination(benchmark: Any) -> None:
+    regret = benchmark("regret")
+    one = [Option(technique="streaming", component="unet", value=n) for n in (1, 2)]
+    other = [Option(technique="streaming", component="vae", value=1)]
+    assert len(set(regret.by_component([*one, *other]))) == 6
+    row = {"seconds": "10.2", "best_seconds": "10.0", "bound": "9.0", "fastest": "10.0"}
+    assert regret.regret(row) == pytest.approx(0.02)
+    assert (regret.beyond(row), regret.beyond(row | {"bound": "11.0"})) == (0, pytest.approx(0.1, abs=1e-5))
 
 
 def test_options_are_read_back_from_words(benchmark: Any) -> None:

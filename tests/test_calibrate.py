@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import PLAN
 
-from planner import cards
+from planner import cards, cudnn
 from planner.calibrate import Bench, calibrate
-from planner.calibration import Calibration, read, write
+from planner.calibration import Calibration, Scratch, read, write
 from planner.errors import BadRequest
 from planner.pace import ISSUES, Pace
-from planner.program import Matmul, Plain
+from planner.plan import Plan
+from planner.program import Conv, Matmul, Plain
+from planner.samples import SAMPLES, Seen, summed
+from planner.workspace import engines, foreseen, kind
 
 CARD = cards.card("rtx-3070")
 MADE = Calibration(
     device_name=CARD.name, made="2026-01-01 with torch 2.14", pinned_rate=20e9, pageable_rate=6e9, return_rate=3e9,
     issue=9e-6, products=0.5, convolutions=1.5, attentions=1.25, traffic=2.0, singles=1.0, context=300 * 2**20,
+    pinned_return_rate=19e9,
+    scratch=(
+        Scratch(kind="float16 2d", where="a U-Net", foreseen=10, measured=8, maps=0.0, weight=0.0),
+        Scratch(kind="float32 2d", where="a U-Net", foreseen=10, measured=20, maps=0.25, weight=2.0),
+    ),
 )  # fmt: skip
 
 
@@ -30,7 +42,7 @@ def test_a_card_is_measured_by_the_clock() -> None:
     assert 1e6 < made.pageable_rate < 1e12
     assert 1e6 < made.return_rate < 1e12
     assert 1e-7 < made.issue < 1
-    assert (made.pinned_rate, made.context) == (0, 0), "a CPU has neither"
+    assert (made.pinned_rate, made.pinned_return_rate, made.context, made.scratch) == (0, 0, 0, ()), "a CPU has none"
 
 
 def test_a_calibration_is_kept_by_name(tmp_path: Path) -> None:
@@ -54,6 +66,51 @@ def test_what_was_measured_takes_the_place_of_what_was_assumed() -> None:
     assert Pace(card).unload(6 * 10**9) == pytest.approx(2.0)
     assert card.context == 300 * 2**20
     assert "calibrated" in card.source
+
+
+def test_scratch_beyond_what_is_foreseen_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every engine of that kind; a kind that took less than foreseen is left as it was."""
+    monkeypatch.setattr(cudnn, "library", lambda: None)
+    card = MADE.applied(CARD)
+    half, single = (
+        Conv(dtype, (1, 256, 64, 64), (128, 256, 3, 3), (1, 128, 64, 64), (1, 1), padding=(1, 1))
+        for dtype in ("float16", "float32")
+    )
+    assert engines(half, card, every=True) == foreseen(half, CARD, every=True)
+    more = 0.25 * (256 + 128) * 64 * 64 * 4 + 2 * 128 * 256 * 9 * 4
+    assert engines(single, card, every=True) == tuple(each + more for each in foreseen(single, CARD, every=True))
+    depthwise = Conv("float32", (1, 8, 64, 64), (8, 1, 3, 3), (1, 8, 64, 64), (1, 1), groups=8)
+    assert engines(depthwise, card) == (0,), "no convolution of cuDNN's"
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 2**30)] * 2, *[st.integers(0, 2**30)] * 2), min_size=1, max_size=5))
+def test_what_is_added_covers_every_sample(rows: list[tuple[int, int, int, int]]) -> None:
+    seen = [Seen("", *row) for row in rows]
+    kept = summed("float16 2d", seen)
+    for each in seen:
+        assert each.foreseen + kept.maps * each.maps + kept.weight * each.weight >= each.taken * (1 - 1e-9)
+    assert kept.beyond == any(each.taken > each.foreseen for each in seen)
+
+
+def test_what_grows_with_weights_is_not_charged_to_pictures() -> None:
+    """Winograd's weights on an older card: 2.8 w, and nothing of the pictures."""
+    small, large = Seen("small", 5, 60, 0, 168), Seen("large", 5000, 2, 10, 10)
+    assert summed("float32 2d", [small, large]).maps == 0
+    assert summed("float32 2d", [small, large]).weight == pytest.approx(2.8)
+
+
+def test_samples_are_of_every_kind_that_plans_have() -> None:
+    kinds = {kind(sample.conv("float16", last=last)) for sample in SAMPLES for last in (False, True)}
+    for plain in ("float16 2d", "float16 2d pointwise"):
+        assert {plain, f"{plain} channels-last"} <= kinds
+    assert "float16 3d" in kinds
+    assert SAMPLES[6].conv("float16", last=False).output == (2, 320, 32, 32)
+
+
+def test_a_plan_keeps_the_card_it_was_made_for() -> None:
+    made = replace(PLAN, device=MADE.applied(CARD))
+    assert Plan.from_json(json.dumps(made.to_json())) == made
+    assert MADE.applied(CARD).excess
 
 
 def test_what_was_not_measured_stays() -> None:

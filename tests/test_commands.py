@@ -109,6 +109,18 @@ def test_the_frontier_trades_time_for_memory(call: Any, tmp_path: Path) -> None:
     assert "'8 bananas' is not an amount of memory" in call("frontier", *SMALL, "--down-to", "8 bananas").output
 
 
+def test_the_smallest_budget_fits_and_less_does_not(call: Any) -> None:
+    told = json.loads(call("min", *SMALL, "--json").stdout)
+    plan = Plan.from_json(told["plan"])
+    assert plan.budget * 0.98 - 1 <= told["below"] < plan.budget
+    assert call("plan", *SMALL, "--budget", f"{plan.budget}B", "--json").exit_code == 0
+    refused = printed(call("plan", *SMALL, "--budget", f"{told['below']}B", "--json"), "error")
+    assert (refused["kind"], refused["phase"]) == ("Infeasible", told["phase"])
+    done = call("min", *SMALL)
+    assert "The smallest budget of" in done.stdout
+    assert widest(done.stdout) <= 80
+
+
 def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> None:
     page, plot = tmp_path / "plan.html", tmp_path / "plan.svg"
     done = call("plan", *SMALL, "--report", str(page), "--plot", str(plot))
@@ -125,6 +137,7 @@ def test_the_report_is_whole_and_loads_nothing(call: Any, tmp_path: Path) -> Non
 JSON = {
     "plan": SMALL,
     "max": (*SMALL, "--of", "batch"),
+    "min": SMALL,
     "compare": (*SMALL[2:], "--gpu", "rtx-3070", "--budget", "445MB", "--budget", "8GB", "--price", "1"),
     "frontier": SMALL,
     "explain": SMALL,

@@ -15,6 +15,7 @@ from planner.cost import Cost, Peak, Phase, rounded, scratch, temporaries
 from planner.offload import model_offload, resident, sequential_offload
 from planner.pace import GRAPH_SECONDS, Pace
 from planner.program import (
+    PLACED,
     Alloc,
     Attention,
     Call,
@@ -195,3 +196,17 @@ def test_each_temporary_is_rounded_on_its_own() -> None:
     assert scratch(kernel, device()) == 3 * 512
     assert temporaries(Matmul("float16", 1, 1), device()) == ()
     assert scratch(Conv("float16", (1, 3, 8, 8), (8, 3, 3, 3), (1, 8, 8, 8), (1, 1)), device()) == 0
+
+
+def test_bodies_of_a_programs_own_are_not_taken_for_anothers_of_the_same_number() -> None:
+    """Courses that differ in nothing but what their own bodies do; priced in either order each costs the same."""
+
+    def placed(size: int) -> Program:
+        own = body(Alloc(0, size), Free(0))
+        return course(Call(PLACED, "unet", ()), Call(PLACED, "vae.decode", ()), placed=(own,), family="one")
+
+    small, large = placed(MiB), placed(2 * MiB)
+    for order in ((small, large), (large, small)):
+        cost = Cost(device((8, 6)))
+        peaks = {id(program): [phase.peak.total for phase in cost.phases(program)] for program in order}
+        assert [b - a for a, b in zip(peaks[id(small)], peaks[id(large)], strict=True)] == [MiB, MiB]

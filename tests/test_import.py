@@ -73,8 +73,9 @@ ROOMS = (
         "cost",
         "outline",
     ),
-    *("score", "rehearsal", "precedents", "census", "calibrate"),
+    *("score", "rehearsal", "precedents", "census", "samples", "calibrate"),
     *("solve", "absent", "demands", "pricing", "scenes", "choose", "plan", "limits", "reasons", "study", "surveys"),
+    "minimum",
     *("refresh", "apply", "loading", "snapshot"),
     *(
         "folding",

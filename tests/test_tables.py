@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from planner import tables
+from planner.calibration import Calibration, Scratch
 from planner.cards import card
 from planner.census import Count, Holding
 from planner.reasons import Shortage
@@ -99,3 +100,13 @@ def test_the_largest_says_what_stops_the_next_step() -> None:
     assert "3840×2224" in text
     assert "3904×2224 would be 9.57 GB over in vae.decode." in text
     assert "no limit was met" in page(tables.largest(Largest(kind="size", plan=PLAN, next=None, shortage=None)), 80)
+
+
+def test_a_calibration_is_shown_with_what_was_foreseen() -> None:
+    less = Scratch(kind="float16 2d", where="a U-Net", foreseen=10, measured=8, maps=0.0, weight=0.0)
+    more = Scratch(kind="float32 2d", where="a U-Net", foreseen=10, measured=20, maps=0.25, weight=2.0)
+    made = Calibration(device_name=PLAN.device.name, made="today", pinned_return_rate=19e9, scratch=(less, more))
+    text = page((tables.calibration_table(made),), 80)
+    assert re.search("scratch of convolutions +as foreseen in 1 of 2 kinds", text)
+    assert re.search("  float32 2d +20 B, not 10 B", text)
+    assert re.search("back to pinned memory, which no plan does +19.0 GB/s", text)

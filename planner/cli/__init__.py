@@ -17,7 +17,7 @@ from planner.errors import PlannerError
 from planner.plan import Infeasible
 
 COMMANDS = (
-    *("plan", "run", "max", "compare", "frontier", "explain"),
+    *("plan", "run", "max", "min", "compare", "frontier", "explain"),
     *("app", "profiles", "probe", "calibrate", "verify", "schema", "completion"),
 )
 """In the order in which help lists them; only the one that is called is imported."""

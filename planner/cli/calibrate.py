@@ -14,8 +14,9 @@ from planner.cli.options import as_json
 def command(*, place: int, as_json: bool) -> None:
     """Measure a card of this machine, so that plans are timed by it.
 
-    Takes under two minutes and some 2 GB of the card, which should have nothing else to do.  The figures are kept
-    for cards of that name in your configuration folder; deleting the file takes them back.
+    Takes under two minutes and some 2.5 GB of the card, which should have nothing else to do.  Where convolutions take
+    more scratch memory than is foreseen, plans count it from then on.  The figures are kept for cards of that name in
+    your configuration folder; deleting the file takes them back.
     """
     from planner import calibration
     from planner.calibrate import Bench, calibrate

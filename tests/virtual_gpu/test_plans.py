@@ -10,7 +10,7 @@ import pytest
 import rig
 from rig import Server
 
-from planner import Plan
+from planner import Infeasible, Plan, smallest
 from planner import plan as planned
 from planner.cards import card
 
@@ -139,6 +139,21 @@ def test_without_the_plan_a_card_of_that_size_is_as_small_as_was_said(vgpu: Serv
     seen = vgpu.script(run, {"model": case.model, "plan": None, "call": call}, **small)
     assert not plan.baseline_fits
     assert "out of memory" in seen["refused"]
+
+
+def test_the_smallest_budget_is_enough(vgpu: Server, cache: Path) -> None:
+    """Stable Diffusion 1.5 within less than half of its UNet's weights."""
+    wanted: dict[str, Any] = {"height": 512, "width": 512, "cache": cache}
+    found = smallest("sd15", device=card("rtx-3070"), **wanted)
+    plan = found.plan
+    with pytest.raises(Infeasible):
+        planned("sd15", device=card("rtx-3070"), budget=found.below, **wanted)
+    call = {"height": 512, "width": 512, "num_inference_steps": STEPS, "prompt": PROMPT}
+    sent = {"model": "sd15", "plan": plan.to_json(), "call": call}
+    seen = vgpu.script(run, sent, **rig.card("rtx-3070"), context=plan.promise.context)
+    assert seen["refused"] == ""
+    assert seen["reserved"] <= plan.capacity
+    assert kept(plan, seen)
 
 
 def configured(model: str, budget: str, call: dict[str, Any]) -> dict[str, Any]:
