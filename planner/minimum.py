@@ -9,9 +9,9 @@ from typing import Any
 from planner.collector import SELDOM, collecting
 from planner.device import Device
 from planner.plain import record
-from planner.plan import Plan
+from planner.plan import HOST, Plan
 from planner.programs import Tell, silent
-from planner.reasons import HOST, Shortage
+from planner.reasons import Shortage
 from planner.study import Study
 from planner.surveys import TOLERANCE
 from planner.units import format_bytes
