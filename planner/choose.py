@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heapify, heappop
 from itertools import count
@@ -67,6 +67,14 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         scenes = map(made.called, refused)
         return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
 
+    def missed() -> dict[str, float]:
+        """By scene the seconds that what is withheld there might reach, where these are fewer than the bound."""
+        scenes = [made.called(label) for label in hopeful]
+        reach = best.bound if best else inf
+        labels = [s.problem.label for s in scenes if s.withheld and s.streams and s.bound < reach]
+        found = ((label, solve.undercut(made.unburdened(label), reach)) for label in labels)
+        return {label: least for label, least in found if least is not None}
+
     possible = limits.capacity >= pricer.least
     for scenes in _by_bound(pricer, made, pruned, latest):
         visited += (scene.problem.label for scene in scenes)
@@ -74,10 +82,14 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         while possible:
             problems = [made.called(label).problem for label in hopeful]
             best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact, decided=decided)
-            if not (narrowed := narrow()):
+            lower = missed()
+            worth = [label for label, least in lower.items() if best is None or least * (1 + SLACK) < best.seconds]
+            if not (widened := {*worth, *(scene.problem.label for scene in narrow())}):
                 break
-            for refusing in narrowed:
-                made.widen(refusing.problem.label)
+            for label in sorted(widened):
+                made.widen(label)
+        if best:
+            best = replace(best, bound=min((best.bound, *lower.values())))
         if best is None:  # what they offer will not do, however often it is asked
             hopeful.clear()
     if best is None:

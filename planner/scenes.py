@@ -106,6 +106,18 @@ class Scenes:
         scene = self.called(label)
         self._scene(scene.priced, scene.streams, fragments=inf)
 
+    def unburdened(self, label: str) -> solve.Problem:
+        """That scene as if something withheld took no memory and no time beyond the quickest that is offered.
+
+        Where components are streamed an autoencoder that takes less leaves more weights on the card, or lets less host
+        memory do.
+        """
+        scene = self.called(label)
+        rows, own = scene.priced.of(GROUPS[-1]), scene.problem.groups[-1]
+        weights = (phase.peak.weights if n in rows else 0 for n, phase in enumerate(scene.priced.phases))
+        least = solve.Offer(name="withheld", seconds=min(offer.seconds for offer in own), memory=tuple(weights))
+        return replace(scene.problem, groups=(*scene.problem.groups[:-1], (least,)))
+
     def exact(self, solution: solve.Solution) -> tuple[solve.Offer, ...]:
         """The offers of a solution with sketches priced, here and in what `called` answers from now on."""
         scene = self.called(solution.label)
@@ -147,8 +159,6 @@ class Scenes:
         options: dict[str, Candidate] = {}
         whole = [held(priced.program.component(name)) for name in streams]
         groups = [self._streams(priced, choices, options) for choices in streams.values()]
-        if self._crowded(groups):
-            fragments = inf
         room = _room(self._limits.sums + sum(whole), groups, len(priced.phases))
         open_ = GROUPS[1:] if streams else GROUPS
         scopes = [(scope, rows) for scope in open_ if (rows := priced.of(scope))]
@@ -171,11 +181,6 @@ class Scenes:
             priced=priced, problem=problem, options=options, streams=streams, withheld=withheld
         )  # fmt: skip
         return self._made[problem.label]
-
-    def _crowded(self, groups: Sequence[Sequence[solve.Offer]]) -> bool:
-        """Whether host memory cannot hold all that may leave the card, so that what saves memory there matters too."""
-        leaving = sum(max(offer.host for offer in group) for group in groups)
-        return self._limits.host is not None and leaving > self._limits.host
 
     def _streams(
         self, scene: Priced, choices: Sequence[Option], options: dict[str, Candidate]

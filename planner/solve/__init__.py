@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 
 from planner.solve.bounds import UNLIMITED
 from planner.solve.contrast import alternatives
-from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution, filled
+from planner.solve.problem import Alternative, NoSolution, Offer, Problem, Solution, filled, nanoseconds
 from planner.solve.search import Aim, Decided, Exact, Search, as_offered, by_all
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "found",
     "smallest_capacity",
     "solve",
+    "undercut",
 ]
 
 
@@ -59,6 +61,13 @@ def found(
 ) -> Solution | None:
     """The same; None where there is nothing, which is all that is said then, and quickly."""
     return _found(Search(problems, accept, exact, decided), slack)
+
+
+def undercut(problem: Problem, seconds: float) -> float | None:
+    """The least seconds of what is feasible where these are fewer, else None.  Sketches count as they are."""
+    level = max(offer.fidelity for group in problem.groups for offer in group)
+    fastest = Search((problem,), lambda _: True).sweep(Aim(level, nanoseconds(seconds) - 1 if seconds < inf else inf))
+    return fastest.time / 1e9 if fastest else None
 
 
 def _found(search: Search, slack: float) -> Solution | None:
