@@ -163,8 +163,8 @@ def test_sliced_holds_one_heads_scores_twice() -> None:
 
 def test_math_asks_in_torchs_order() -> None:
     """The course seen on the virtual GPU: casts, scaled q and k, copies, scores, softmax, mask and its rows, halves,
-    a copy of v, the product, which is cast; only that stays until it is copied to where rows are whole.  The halves are a
-    result that nobody takes, and go last.
+    a copy of v, the product, which is cast; only that stays until it is copied to where rows are whole.
+    The halves are a result that nobody takes, and go last.
     """
     small = Attention("float16", 2, 8, 1000, 1000, 64, 64, backend="math")
     copy, scores, output = 4_096_000, 64_000_000, 2_048_000
