@@ -27,6 +27,7 @@ from planner.program import (
     Free,
     Program,
     Recording,
+    Run,
     Unit,
 )
 
@@ -69,7 +70,8 @@ def streamable(program: Program, name: str) -> bool:
     Passes stand on their own but under a step cache, where they hand tensors on to later ones.
     """
     component = program.component(name)
-    if not component.units or not (uniform(program, name) or _caches(program, component)):
+    standing = all(isinstance(call, Call) for call in _calls(program, name))
+    if not component.units or not (standing or differs(program, component)):
         return False
     bodies = {call.recording for call in passes(program, name)}
     pieces = [flat(program, component, recording) for recording in bodies]
@@ -78,14 +80,8 @@ def streamable(program: Program, name: str) -> bool:
     return bool(seen) and all(unit.path in seen or len(unit.places) > LAYER for unit in component.units)
 
 
-def uniform(program: Program, name: str) -> bool:
-    """Whether every call of the component stands on its own, none of which passes over what others run."""
-    calls = list(_calls(program, name))
-    whole = bool(calls) and all(isinstance(call, Call) for call in calls)
-    return whole and not _caches(program, program.component(name))
-
-
-def _caches(program: Program, component: Component) -> bool:
+def differs(program: Program, component: Component) -> bool:
+    """Whether passes of the component hand on to later ones, or pass over, what others do not."""
     return program.variant.remembers and "denoiser" in component.traits
 
 
@@ -110,7 +106,7 @@ def stream(program: Program, name: str, away: Collection[str], until: str = "") 
     blocks = {path: block(component, unit) for path, unit in gone.items()}
     visiting = tuple(size for path, size in blocks.items() if path not in away)
     fetched = {path: blocks[path] for path in away}
-    writer = _Writer(program, component, fetched) if uniform(program, name) else _Inline(program, component, fetched)
+    writer = (_Inline if differs(program, component) else _Writer)(program, component, fetched)
     course = _course(program, name, writer, visiting, until)
     kept = tuple(size for place, size in enumerate(component.weights) if place not in travelling)
     left = replace(component, weights=kept, units=(), traits=component.traits | {"travels"})
@@ -137,13 +133,19 @@ def _course(
         if owner == until and here:
             here = False
             course += (Enter(event.module, ()), Drop(name, copied=False), Exit())
-        if owner == name:
+        end = place if isinstance(event, Call) else _end(events, place)
+        if owner == name and _is_pass(events[place : end + 1]):
             if visiting and not here:
                 here = True
                 course += (Enter(event.module, ()), Fetch(name, visiting), Await(name), Exit())
-            done = place + 1 if isinstance(event, Call) else _end(events, place) + 1
-            course += writer.written_anew(event, events[place + 1 : done - 1])
+            done = end + 1
+            course += writer.written_anew(event, events[place + 1 : end])
     return (*course, *events[done:])
+
+
+def _is_pass(events: Sequence[Event]) -> bool:
+    """Whether something is computed, and not only weights moved as a component begins."""
+    return any(isinstance(event, (Call, Run)) for event in events)
 
 
 def _end(events: Sequence[Event], place: int) -> int:
@@ -163,7 +165,7 @@ def _entered(program: Program, name: str) -> Iterator[Sequence[Event]]:
         event = events[place]
         if place >= done and isinstance(event, Enter) and _owner(event) == name:
             done = _end(events, place)
-            yield events[place + 1 : done]
+            yield from (inside,) if _is_pass(inside := events[place + 1 : done]) else ()
 
 
 def _calls(program: Program, name: str) -> Iterator[Event]:
@@ -322,8 +324,10 @@ class _Writer:
 
     def written_anew(self, event: Call | Enter, inside: Sequence[Event]) -> tuple[Event, ...]:
         """The call of the body that fetches; the first pass does not know yet what follows what."""
-        if not self._away or not isinstance(event, Call):
-            return (event, *inside)
+        if not isinstance(event, Call):
+            return (event, *inside, Exit())
+        if not self._away:
+            return (event,)
         first, self._first = self._first, False
         return (self._call(event, first=first),)
 

@@ -13,7 +13,7 @@ from planner.errors import ApplyFailed, BadRequest
 from planner.program import Cast, Component, Program, Variant
 from planner.request import Request
 from planner.streamable import held, units_of
-from planner.streaming import aligned, block, spread, stream, streamable, successor, uniform
+from planner.streaming import aligned, block, differs, spread, stream, streamable, successor
 from planner.techniques.base import Option, Outline, Scope, Undo
 from planner.techniques.entrance import on_call
 from planner.techniques.live import default_device, modules
@@ -63,7 +63,7 @@ class Streaming:
         """None for weights that change their size on the way, and for passes that differ."""
         component = program.component(options[0].component)
         cast = any(isinstance(event, Cast) and event.component == component.name for event in program.landmarks)
-        if cast or not uniform(program, component.name):
+        if cast or differs(program, component):
             return [None] * len(options)
         blocks = {unit.path: block(component, unit) for unit in component.units}
         whole = sum(map(aligned, component.weights))
