@@ -115,7 +115,6 @@ def test_a_plan_that_moves_weights_holds_with_a_cache(vgpu: Server, cache: Path,
         "flux1-dev", device=card("rtx-4090"), cache=cache, fidelity="lossy", host_ram="80GB", **SIZES["flux1-dev"],
         use=[f"step_cache={value.partition('-')[0]}"], without=["quantization", "layerwise_casting"],
     )  # fmt: skip
-    streams = any((option.technique, option.component) == ("streaming", "transformer") for option in plan.options)
-    assert streams or value == MAG, "of four steps that leaves out too much for weights to travel at each"
+    assert plan.option("streaming"), "the denoiser or, where that is quicker, the text encoder travels"
     seen = ran(vgpu, plan, called("flux1-dev"), computing=True)
     assert 0.995 * seen["allocated"] <= plan.promise.allocated <= 1.02 * seen["allocated"]
