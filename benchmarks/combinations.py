@@ -4,7 +4,7 @@
 
 A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
 run for two steps, twice in a row, and reverted.  What was seen is kept in results/combinations.csv, so an interrupted
-run goes on.
+run goes on; each seed has a page of its own.
 `--again` draws and runs those anew that were not as promised.
 """
 
@@ -237,6 +237,11 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         yield "| " + " | ".join((row.name, row.model, row.request, row.card, row.options, *sizes, error)) + " |"
 
 
+def page_of(seed: int) -> Path:
+    """Each seed has a page of its own."""
+    return FILE.with_suffix(".md") if seed == 1 else FILE.with_name(f"{FILE.stem}_{seed}.md")
+
+
 def run(asked: argparse.Namespace, server: rig.Server) -> None:
     """Draw and run what is not in the file yet, as long as time allows."""
     kept = [row for row in read(FILE) if row.kept or not asked.again]
@@ -287,7 +292,7 @@ def main() -> None:
         (row for row in read(FILE) if row.name.startswith(f"{asked.seed}/")),
         key=lambda row: int(row.name.split("/")[1]),
     )
-    FILE.with_suffix(".md").write_text(page(rows, asked.seed, ran_on), "utf-8")
+    page_of(asked.seed).write_text(page(rows, asked.seed, ran_on), "utf-8")
 
 
 if __name__ == "__main__":

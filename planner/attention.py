@@ -114,6 +114,15 @@ def late(attention: Attention, device: Device) -> tuple[int, int]:
     return (own + len(seeds(a, device)), output) if backend == "math" or _copies(a, backend) else (0, 0)
 
 
+def is_copied(a: Attention, device: Device) -> bool:
+    """Whether the output is the caller's copy of what the kernel gave.
+
+    diffusers gives that the name of the hidden states it was made from before it copies: so those go first.
+    """
+    backend = chosen(a, device.compute_capability)
+    return (backend == "math" and a.heads > 1) or _copies(a, backend)
+
+
 def _is_early(a: Attention, device: Device) -> bool:
     """Whether masks are made ready and seeds taken before there is an output."""
     backend = chosen(a, device.compute_capability)
@@ -229,14 +238,15 @@ def _math(a: Attention) -> tuple[int, ...]:
     ask(scores * 4)
     give_back(*ask(scores, rows * a.queries, 4))  # which scores are -inf, of which rows all are, and a zero
     give_back(*first)
-    ask(*((scores * 2,) if half else ()))
+    rounded = ask(*((scores * 2,) if half else ()))  # a result, too, which goes when all else has
     copies = ask(*((v,) if "v" in apart else ()))
     if half:
         ask(out * 4)
         give_back(*copies)
     if a.heads > 1:
         (made,) = ask(out * item)
-        give_back(*(number for number in range(made) if ~number not in asked))
+        left = [number for number in range(made) if ~number not in asked and number not in rounded]
+        give_back(*rounded, *left)
     return tuple(asked)
 
 

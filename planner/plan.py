@@ -218,6 +218,10 @@ def _promise(data: Mapping[str, Any]) -> Promise:
     return Promise(**{**own, "phases": tuple(PhasePromise(**phase) for phase in data["phases"])})
 
 
+HOST, DISK = "host memory", "disk"
+"""What a shortage calls its phase where not the card is too small."""
+
+
 class Infeasible(PlannerError):
     """No combination fits: exit code 3.  Carries the phase, the bytes over, and what would be enough."""
 
@@ -227,17 +231,17 @@ class Infeasible(PlannerError):
         super().__init__(self._sentence())
 
     def _sentence(self) -> str:
-        plan = self.leanest
-        chosen = ", ".join(map(str, plan.options)) or "nothing switched on"
+        plan, asked = self.leanest, f"No combination fits {self.leanest.model} into {format_bytes(self.leanest.budget)}"
         advice = f"the smallest budget that would do is {format_bytes(self.smallest_budget)}"
-        if self.phase == HOST:  # no budget makes up for that
-            advice = f"{format_bytes(plan.promise.host)} of host memory would do"
+        if self.phase in (HOST, DISK):
+            more = f"; else {advice}" if self.smallest_budget > plan.budget else ""
+            enough = f", {format_bytes(plan.promise.host)} would do" if self.phase == HOST else ""
+            missing = f"{format_bytes(self.over)} of {self.phase} are missing{enough}"
+            return f"{asked}: {missing}; allow more or free some{more}."
+        chosen = ", ".join(map(str, plan.options)) or "nothing switched on"
         if self.largest_size:
             advice += f", the largest image that fits is {self.largest_size}"
-        return (
-            f"No combination fits {plan.model} into {format_bytes(plan.budget)}: the leanest ({chosen}) is "
-            f"{format_bytes(self.over)} over in {self.phase}; {advice}."
-        )
+        return f"{asked}: the leanest ({chosen}) is {format_bytes(self.over)} over in {self.phase}; {advice}."
 
 
 def with_notes(plan: Plan, *notes: str) -> Plan:

@@ -118,9 +118,12 @@ class Pricer:
         technique = self.techniques[name]
         if not isinstance(technique, Outlining):
             return [None] * len(options)
+        outlines = technique.outlines(scene.program, options)
+        if not any(outlines):
+            return [None] * len(options)
         cut = self._passes(scene.program, options[0].component)
         weights = held(scene.program.component(options[0].component))
-        pairs = zip(options, technique.outlines(scene.program, options), strict=True)
+        pairs = zip(options, outlines, strict=True)
         return [self._sketch(scene, option, o, cut, weights) if o else None for option, o in pairs]
 
     def _sketch(self, scene: Priced, option: Option, outline: Outline, cut: Passes, weights: int) -> Sketch:

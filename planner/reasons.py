@@ -10,7 +10,7 @@ from planner.cost import Phase
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
-from planner.plan import HOST, Infeasible, PhasePromise, Plan, Promise, Rejection
+from planner.plan import DISK, HOST, Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.pricing import EXPANDABLE, LASTING, Candidate, Priced, Pricer, described, words
 from planner.rehearsal import Rehearsal
 from planner.request import Request
@@ -79,7 +79,7 @@ class Shortage:
     """No combination fits: the phase that is over, the bytes missing, and the least budget that would do."""
 
     phase: str
-    """The one that is over, or `host memory`."""
+    """The one that is over, `host memory` or `disk`."""
     over: int
     """Bytes missing."""
     smallest_budget: int
@@ -96,14 +96,13 @@ def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
     return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)
 
 
-def infeasible(nothing: NothingFits, pricer: Pricer, order: Order) -> Infeasible:
+def infeasible(nothing: NothingFits, missing: Shortage, pricer: Pricer, order: Order) -> Infeasible:
     """Why nothing fits, the smallest budget that would do, and the largest size."""
-    missing = shortage(nothing, pricer, order)
     rehearsal = pricer.rehearse(nothing.leanest, None)
     plan = _plan(nothing.leanest, rehearsal, pricer, order, nothing.evidence.choice.bound, 0, ())
     return Infeasible(
         leanest=plan, phase=missing.phase, over=missing.over, smallest_budget=missing.smallest_budget,
-        largest_size="" if missing.phase == HOST else _largest_size(nothing.leanest, pricer, order),
+        largest_size="" if missing.phase in (HOST, DISK) else _largest_size(nothing.leanest, pricer, order),
     )  # fmt: skip
 
 

@@ -10,10 +10,25 @@ from collections.abc import Callable
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
+from planner.attention import is_copied
 from planner.cost import late, temporaries
 from planner.device import Device
 from planner.pace import VIEWS
-from planner.program import PLACED, Alloc, Call, Conv, Event, Free, Kernel, Matmul, Plain, Program, Recording, Run
+from planner.program import (
+    PLACED,
+    Alloc,
+    Attention,
+    Call,
+    Conv,
+    Event,
+    Free,
+    Kernel,
+    Matmul,
+    Plain,
+    Program,
+    Recording,
+    Run,
+)
 
 LAUNCH = -1
 OTHER = -2
@@ -77,16 +92,19 @@ class _Writer:
     def write(self, events: tuple[Event, ...], name: Callable[[int], int]) -> None:
         """Append events; `name` says how the buffers of these are numbered here."""
         early: list[int | None] | None = None
-        for event, following in zip_longest(events, islice(events, 1, None)):
+        done = 0
+        for place, (event, following) in enumerate(zip_longest(events, islice(events, 1, None))):
             if isinstance(event, Alloc):
                 if isinstance(following, Run):
                     early = self._early(following.kernel)
+                    done = self._replaced(event, following, events, place + 2, name)
                 if event.size:
                     self.steps.append((name(event.buffer), event.size))
                 else:
                     self._other(Alloc(name(event.buffer), 0))
             elif isinstance(event, Free):
-                self.steps.append((name(event.buffer), 0))
+                if place >= done:
+                    self.steps.append((name(event.buffer), 0))
             elif isinstance(event, Run):
                 self._run(event, early)
                 early = None
@@ -103,6 +121,19 @@ class _Writer:
             return []
         before, _ = late(kernel, self._device)
         return self._work([], temporaries(kernel, self._device)[:before]) if before else None
+
+    def _replaced(
+        self, output: Alloc, run: Run, events: tuple[Event, ...], start: int, name: Callable[[int], int]
+    ) -> int:
+        """Give back what goes between an attention and the caller's copy of its output; the place behind that."""
+        kernel = self._program.kernels[run.kernel]
+        if isinstance(kernel, Attention) and is_copied(kernel, self._device):
+            for event in islice(events, start, None):
+                if not isinstance(event, Free) or event.buffer == output.buffer:
+                    break
+                self.steps.append((name(event.buffer), 0))
+                start += 1
+        return start
 
     def _run(self, run: Run, early: list[int | None] | None) -> None:
         kernel = self._program.kernels[run.kernel]

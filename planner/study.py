@@ -5,6 +5,7 @@ What is expensive is done once: programs are read from disk or recorded, and wha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from planner.collector import SELDOM, collecting
 from planner.device import Device
 from planner.errors import BadRequest
 from planner.lessons import NONE, Lessons
-from planner.plan import HOST, Plan
+from planner.plan import DISK, HOST, Plan
 from planner.pricing import EXPANDABLE, Pricer
 from planner.profiles import PipelineProfile
 from planner.programs import FromPipe, FromProfile, Programs, Source, Tell, silent
@@ -63,7 +64,7 @@ class Study:
         found = known if isinstance(known, Plan) else self._search(order)
         if not isinstance(found, Plan):
             nothing, pricer = found
-            raise reasons.infeasible(nothing, pricer, order) from nothing
+            raise reasons.infeasible(nothing, self._missing(nothing, pricer, order), pricer, order) from nothing
         if found is not known:
             self._keep(found, order)
         return found
@@ -74,7 +75,7 @@ class Study:
         if (known := self._known(order)) is not None:
             return known
         found = self._search(order)
-        answer = found if isinstance(found, Plan) else reasons.shortage(*found, order)
+        answer = found if isinstance(found, Plan) else self._missing(*found, order)
         self._keep(answer, order)
         return answer
 
@@ -117,6 +118,23 @@ class Study:
                 nearest = min(nearest, found, key=lambda nothing: _least(nothing, order))
         return nearest
 
+    def _missing(self, nothing: NothingFits, pricer: Pricer, order: reasons.Order) -> Shortage:
+        """What is short: disk, where host memory cannot hold the weights and more of it would do."""
+        missing = reasons.shortage(nothing, pricer, order)
+        program = pricer.price(()).program
+        if order.host is None or order.host >= sum(sum(part.weights) for part in program.components):
+            return missing
+        roomy = self._spared(unlimited=True)
+        limits = [each for each in self.techniques if isinstance(each, Housed)]
+        free = roomy.pricer(order.device)
+        offered = [option for each in limits for option in free.offered(each.name, free.price(()))]
+        if not any(each.lacking(program, (option,)) for each in limits for option in offered):
+            return missing
+        found = roomy._tried(order)
+        if not isinstance(found, Plan):
+            return missing
+        return replace(missing, phase=DISK, over=max(each.lacking(program, found.options) for each in limits))
+
     def _tried(self, order: reasons.Order) -> Plan | tuple[NothingFits, Pricer]:
         pricer = self.pricer(order.device)
         try:
@@ -141,12 +159,15 @@ class Study:
                     self._others[named] = replace(self, request=named, _pricers={}, _recalled={}, _others={})
                 yield self._others[named]
 
-    def _spared(self) -> Study:
-        """The same with techniques that need next to no host memory."""
-        if HOST not in self._others:
-            spared = tuple(getattr(technique, "spared", lambda t=technique: t)() for technique in self.techniques)
-            self._others[HOST] = replace(self, techniques=spared, _pricers={}, _recalled={}, _others={})
-        return self._others[HOST]
+    def _spared(self, *, unlimited: bool = False) -> Study:
+        """The same with techniques that need next to no host memory, or any number of bytes on disk."""
+        name = DISK if unlimited else HOST
+        if name not in self._others:
+            spared = [getattr(technique, "spared", lambda t=technique: t)() for technique in self.techniques]
+            if unlimited:
+                spared = [each.housed(sys.maxsize, here=False) if isinstance(each, Housed) else each for each in spared]
+            self._others[name] = replace(self, techniques=tuple(spared), _pricers={}, _recalled={}, _others={})
+        return self._others[name]
 
     @collecting(SELDOM)
     def choice(self, device: Device, budget: int, host: int | None = None, *, spare: float = 0.0) -> Choice:

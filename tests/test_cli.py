@@ -225,7 +225,7 @@ def test_host_memory_that_is_short_is_not_answered_with_a_budget(monkeypatch: py
     refuse(monkeypatch, Infeasible(leanest=lean, phase=HOST, over=1_130_000_000, smallest_budget=PLAN.budget))
     result = run("plan", "sd15", *ON_CARD, "--host-ram", "1GB")
     assert result.exit_code == 3
-    assert "1.13 GB over in host memory; 2.13 GB of host memory would do." in result.stderr
+    assert "1.13 GB of host memory are missing, 2.13 GB would do; allow more or free some." in result.stderr
 
 
 def test_a_pipeline_that_refuses_exits_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,20 @@ def test_what_is_copied_before_the_result_is_asked_for_before_it(
     assert tuple(asked[:3]) == order
 
 
+def test_what_an_attentions_output_replaces_goes_before_the_callers_copy_of_it() -> None:
+    """`hidden_states = attention(…)` frees the old ones; `reshape` then copies what math gave head by head."""
+    before, output, later = 1, 2, 3
+    done = body(Alloc(before, MiB), Alloc(output, 512), Run(0), Free(before), Alloc(later, 512), Free(output))
+
+    def order(backend: str) -> list[tuple[int, int]]:
+        kernel = Attention("float16", 1, 2, 64, 64, 32, 32, backend=backend)
+        program = course(Call(0, "unet", ()), bodies=(done,), kernels=(kernel,))
+        return [step for step in score.Scores(device()).of(program, 0).steps if step[0] in (before, output, later)]
+
+    assert order("flash") == [(1, MiB), (2, 512), (1, 0), (3, 512), (2, 0)]
+    assert order("math") == [(1, MiB), (1, 0), (2, 512), (3, 512), (2, 0)]
+
+
 def test_an_output_that_comes_late_finds_the_room_its_kernel_left() -> None:
     """Math scales 16 MiB of q and of k, and holds scores and softmax of 128 MiB and a mask of 32 before its output."""
     kernel = Attention("float32", 1, 8, 2048, 2048, 256, 256, backend="math")

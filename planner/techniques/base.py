@@ -120,3 +120,7 @@ class Housed(Protocol):
     def housed(self, disk: int | None, *, here: bool) -> Technique:
         """The same within so many bytes of disk; where none are named, within what is free if it is `here`."""
         ...
+
+    def lacking(self, program: Program, options: Sequence[Option]) -> int:
+        """Bytes by which files of these options exceed the disk there is."""
+        ...

@@ -12,8 +12,15 @@ MARK = "vram_planner_entrance"
 """Attribute of our hooks, by which they are told from those of others."""
 
 
-def on_call(module: Any, device: Any, action: Callable[[], None], *, travelling: bool = False) -> Undo:
-    """Have `action` run before each call of a component, and return what takes that back.
+def on_call(
+    module: Any,
+    device: Any,
+    action: Callable[[], None],
+    *,
+    after: Callable[[], None] | None = None,
+    travelling: bool = False,
+) -> Undo:
+    """Have `action` run before each call of a component, `after` when its `forward` is done; return what undoes it.
 
     The hook is accelerate's, so `decode` of an autoencoder counts as a call, and diffusers computes on `device` even
     where the component's own weights lie on the host.  Raises ApplyFailed where another hook is in the way.
@@ -32,10 +39,13 @@ def on_call(module: Any, device: Any, action: Callable[[], None], *, travelling:
             "call pipe.remove_all_hooks() first."
         )
     hook.actions.append(action)
+    hook.afters += [after] if after else []
     hook.travelling |= travelling
 
     def undo() -> None:
         hook.actions.remove(action)
+        if after:
+            hook.afters.remove(after)
         hook.travelling &= not travelling
         if not hook.actions:
             hook.leave()
@@ -61,6 +71,7 @@ def _entrance(device: Any) -> Any:
         def __init__(self) -> None:
             self.execution_device = device
             self.actions: list[Callable[[], None]] = []
+            self.afters: list[Callable[[], None]] = []
             self.travelling = False
             self.leave: Callable[[], object] = lambda: None
             setattr(self, MARK, True)
@@ -69,5 +80,10 @@ def _entrance(device: Any) -> Any:
             for action in self.actions:
                 action()
             return args, kwargs
+
+        def post_forward(self, module: Any, output: Any) -> Any:  # noqa: ARG002
+            for after in self.afters:
+                after()
+            return output
 
     return Entrance()

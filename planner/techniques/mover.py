@@ -2,13 +2,15 @@
 
 Each unit's weights lie in one block of page-locked host memory, of which the parameters are views.  While the unit runs
 they are views of a copy on the card instead.  Copies run on a stream of their own, one unit ahead of the kernels; which
-unit follows which is learnt in the first pass.  Nothing travels back, for nothing is written to the copy.
+unit follows which is learnt in the pass before.  What a step cache passes over is not fetched, but for the first of it,
+which leaves when another unit comes.  Nothing travels back, for nothing is written to the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial, wraps
 from itertools import accumulate
 from typing import Any
 
@@ -99,19 +101,25 @@ class Mover:
         self._visiting = visiting
         self._follows: dict[Cargo, Cargo] = {}
         self._pass: list[Cargo] = []
-        self._handles = [
-            handle
+        self._coming: Cargo | None = None
+        self._undos = [
+            undo
             for cargos, before in ((streamed, self._before), (visiting, Cargo.board))
             for cargo in cargos
-            for handle in hooked(cargo, before, Cargo.leave if cargos is streamed else None)
+            for undo in hooked(cargo, before, Cargo.leave if cargos is streamed else None)
         ]
 
     def begin(self) -> None:
         """The component is called: the visitors set out, then what ran first in the last pass."""
-        first, self._pass = self._pass[:1], []
-        for cargo in (*self._visiting, *first):
+        first, self._pass = self._pass[0] if self._pass else None, []
+        for cargo in self._visiting:
             if not cargo.here:
                 cargo.fetch()
+        self._expect(first)
+
+    def end(self) -> None:
+        """It has run: what was fetched in vain leaves."""
+        self._expect(None)
 
     def evict(self) -> None:
         """The visitors leave."""
@@ -120,27 +128,68 @@ class Mover:
 
     def detach(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+        for undo in reversed(self._undos):
+            undo()
+
+    def _expect(self, cargo: Cargo | None) -> None:
+        """Fetch what is thought to come next, in place of what was thought before."""
+        if self._coming is not None and self._coming is not cargo and not self._coming.aboard:
+            self._coming.leave()
+        self._coming = cargo
+        if cargo is not None and not cargo.here:
+            cargo.fetch()
 
     def _before(self, cargo: Cargo) -> None:
+        self._expect(cargo)
         cargo.board()
         if cargo in self._pass:  # a component used past its `forward` begins its passes here
             self._pass = []
         if self._pass:
             self._follows[self._pass[-1]] = cargo
         self._pass.append(cargo)
-        following = self._follows.get(cargo)
-        if following and not following.here:
-            following.fetch()
+        self._expect(self._follows.get(cargo))
 
 
-def hooked(cargo: Cargo, before: Any, after: Any) -> Iterator[Any]:
-    """Handles of hooks that call `before(cargo)` and, even if it fails, `after(cargo)` around its modules."""
+def hooked(cargo: Cargo, before: Any, after: Any) -> Iterator[Undo]:
+    """What takes off hooks that call `before(cargo)` and, even if it fails, `after(cargo)` around its modules.
+
+    Around what a step cache may pass over, within the cache's own hook.
+    """
     for module in cargo.modules:
-        yield module.register_forward_pre_hook(lambda _module, _inputs: before(cargo), prepend=True)
+        reference = _passed_over(module)
+        if reference is not None:
+            yield _within(reference, partial(before, cargo), partial(after, cargo) if after else None)
+            continue
+        yield module.register_forward_pre_hook(lambda _module, _inputs: before(cargo), prepend=True).remove
         if after is not None:
-            yield module.register_forward_hook(lambda _module, _inputs, _output: after(cargo), always_call=True)
+            yield module.register_forward_hook(lambda _module, _inputs, _output: after(cargo), always_call=True).remove
+
+
+def _passed_over(module: Any) -> Any:
+    """Where diffusers keeps a `forward` of its own that a hook of it may leave out; None where none may (0.42.1)."""
+    registry = vars(module).get("_diffusers_hook")
+    references = registry._fn_refs if registry is not None else ()
+    return next((reference for reference in references if reference.original_forward is not None), None)
+
+
+def _within(reference: Any, before: Callable[[], None], after: Callable[[], None] | None) -> Undo:
+    forward = reference.original_forward
+
+    @wraps(forward)
+    def carried(*args: Any, **kwargs: Any) -> Any:
+        before()
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            if after is not None:
+                after()
+
+    reference.original_forward = carried
+
+    def undo() -> None:
+        reference.original_forward = forward
+
+    return undo
 
 
 def views(block: Any, parameters: Sequence[Any]) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,12 @@ class Offload:
         """The same with so many bytes of disk; where none are named and it is `here`, what the folder has free."""
         free = host.free_disk(Path(self.folder) if self.folder else group.default_folder()) if here else self.room
         return replace(self, room=free if disk is None else disk)
+
+    def lacking(self, program: Program, options: Sequence[Option]) -> int:
+        """Bytes by which what these options write to disk is more than there is room for."""
+        filed = (o.component for o in options if o.technique == self.name and group.ALL[str(o.value)].disk)
+        written = sum(sum(program.component(name).weights) for name in filed)
+        return 0 if self.room is None else max(written - self.room, 0)
 
     def spared(self) -> Offload:
         """The same with what needs next to no host memory on offer."""

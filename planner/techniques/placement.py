@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,12 @@ class Placement:
         """The same with so many bytes of disk; where none are named and it is `here`, what the folder has free."""
         free = host.free_disk(Path(self.folder) if self.folder else group.default_folder()) if here else self.room
         return replace(self, room=free if disk is None else disk)
+
+    def lacking(self, program: Program, options: Sequence[Option]) -> int:
+        """Bytes by which what these options write to disk is more than there is room for."""
+        values = [str(option.value) for option in options if option.technique == self.name]
+        written = sum(group.written(program, group.Choice.of(value)) for value in values if value not in REWRITES)
+        return 0 if self.room is None else max(written - self.room, 0)
 
     def spared(self) -> Placement:
         """The same with what needs next to no host memory on offer."""

@@ -13,7 +13,7 @@ from planner.errors import ApplyFailed, BadRequest
 from planner.program import Cast, Component, Program, Variant
 from planner.request import Request
 from planner.streamable import held, units_of
-from planner.streaming import aligned, block, spread, stream, streamable, successor
+from planner.streaming import aligned, block, differs, spread, stream, streamable, successor
 from planner.techniques.base import Option, Outline, Scope, Undo
 from planner.techniques.entrance import on_call
 from planner.techniques.live import default_device, modules
@@ -60,9 +60,10 @@ class Streaming:
         return stream(program, component.name, away, until)
 
     def outlines(self, program: Program, options: Sequence[Option]) -> Sequence[Outline | None]:
-        """None for weights that change their size on the way."""
+        """None for weights that change their size on the way, and for passes that differ."""
         component = program.component(options[0].component)
-        if any(isinstance(event, Cast) and event.component == component.name for event in program.landmarks):
+        cast = any(isinstance(event, Cast) and event.component == component.name for event in program.landmarks)
+        if cast or differs(program, component):
             return [None] * len(options)
         blocks = {unit.path: block(component, unit) for unit in component.units}
         whole = sum(map(aligned, component.weights))
@@ -146,7 +147,7 @@ def move_units(module: Any, count: int, *, device: str = "", until: Any = None, 
         mover = Mover([cargos[n] for n in sorted(away)], [cargos[n] for n in sorted(travelling - away)])
         undos.callback(mover.detach)
         undos.callback(moved([t for t in tensors if id(t) not in gone], target))
-        undos.callback(on_call(module, target, mover.begin, travelling=True))
+        undos.callback(on_call(module, target, mover.begin, after=mover.end, travelling=True))
         if until is not None:
             undos.callback(on_call(until, target, mover.evict))
         return undos.pop_all().close

@@ -180,7 +180,7 @@ def shown() -> Iterator[Shown]:
         yield Shown(case.model, "placement", case.placement, True)
     for model, value, placement in test_step_caches.CASES:
         yield Shown(model, "step_cache", value, True)
-        yield Shown(model, "placement", placement, True)
+        yield Shown(model, *(("streaming", "") if placement == "streaming" else ("placement", placement)), True)
     values = {grouping: name for name, grouping in group.GROUPINGS.items()}
     yield from (Shown(model, "placement", values[g], False) for model, g in test_group.CASES if g in values)
     yield from (Shown(model, "placement", value, True) for model, value in test_group.FURTHER)
