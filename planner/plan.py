@@ -232,7 +232,7 @@ class Infeasible(PlannerError):
 
     def _sentence(self) -> str:
         plan, asked = self.leanest, f"No combination fits {self.leanest.model} into {format_bytes(self.leanest.budget)}"
-        advice = f"the smallest budget that would do is {format_bytes(self.smallest_budget)}"
+        advice = f"a budget that would do is {format_bytes(self.smallest_budget)}"
         if self.phase in (HOST, DISK):
             more = f"; else {advice}" if self.smallest_budget > plan.budget else ""
             enough = f", {format_bytes(plan.promise.host)} would do" if self.phase == HOST else ""

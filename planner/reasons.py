@@ -87,7 +87,7 @@ class Shortage:
 
 
 def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
-    """What is missing, and the smallest budget that would do."""
+    """What is missing, and the budget that would do."""
     evidence = nothing.evidence
     if evidence.over <= 0 and order.host is not None and evidence.host > order.host:
         return Shortage(phase=HOST, over=evidence.host - order.host, smallest_budget=order.budget)
@@ -97,7 +97,7 @@ def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
 
 
 def infeasible(nothing: NothingFits, missing: Shortage, pricer: Pricer, order: Order) -> Infeasible:
-    """Why nothing fits, the smallest budget that would do, and the largest size."""
+    """Why nothing fits, the budget that would do, and the largest size."""
     rehearsal = pricer.rehearse(nothing.leanest, None)
     plan = _plan(nothing.leanest, rehearsal, pricer, order, nothing.evidence.choice.bound, 0, ())
     return Infeasible(

@@ -241,7 +241,7 @@ class Study:
 
 
 def _least(found: tuple[NothingFits, Pricer], order: reasons.Order) -> float:
-    """The smallest budget that would do; none does where host memory is short."""
+    """The budget that would do; none does where host memory is short."""
     missing = reasons.shortage(*found, order)
     return inf if missing.phase == HOST else missing.smallest_budget
 

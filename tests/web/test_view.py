@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_shown_at_its_leanest() -> None:
     verdict = check(view.refusal(error, ASKED).verdict)
     assert "does not fit in 8.00 GB" in verdict
     assert "over 123 MB" in verdict
-    assert "the smallest budget that would do is 9.00 GB" in verdict
+    assert "a budget that would do is 9.00 GB" in verdict
 
 
 def test_budgets_are_drawn_as_they_are_found() -> None:
