@@ -63,9 +63,9 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     def decided(solution: solve.Solution) -> int:
         return made.decided(made.called(solution.label), rehearsals[_name_of(solution)])
 
-    def narrow() -> list[Scene]:
+    def narrow() -> set[str]:
         scenes = map(made.called, refused)
-        return [scene for scene in scenes if scene.withheld and scene.bound <= latest()]
+        return {scene.problem.label for scene in scenes if scene.withheld and scene.bound <= latest()}
 
     def missed() -> dict[str, float]:
         """By scene the seconds that what is withheld there might reach, where these are fewer than the bound."""
@@ -82,9 +82,10 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         while possible:
             problems = [made.called(label).problem for label in hopeful]
             best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact, decided=decided)
-            lower = missed()
-            worth = [label for label, least in lower.items() if best is None or least * (1 + SLACK) < best.seconds]
-            if not (widened := {*worth, *(scene.problem.label for scene in narrow())}):
+            if not (widened := narrow()):
+                lower = missed()
+                widened = {n for n, least in lower.items() if best is None or least * (1 + SLACK) < best.seconds}
+            if not widened:
                 break
             for label in sorted(widened):
                 made.widen(label)
