@@ -23,7 +23,7 @@ import founding  # noqa: E402
 import test_expandable  # noqa: E402
 import test_gguf  # noqa: E402
 import test_group  # noqa: E402
-import test_offload  # noqa: E402
+import test_offload_on_card  # noqa: E402
 import test_packing  # noqa: E402
 import test_quantization  # noqa: E402
 import test_step_caches  # noqa: E402
@@ -184,7 +184,7 @@ def shown() -> Iterator[Shown]:
     values = {grouping: name for name, grouping in group.GROUPINGS.items()}
     yield from (Shown(model, "placement", values[g], False) for model, g in test_group.CASES if g in values)
     yield from (Shown(model, "placement", value, True) for model, value in test_group.FURTHER)
-    yield from (Shown(case.model, way, value, True) for case in test_offload.CASES for way, _, value in case.ways)
+    yield from (Shown(case.model, way, value, True) for case in test_offload_on_card.CASES for way, _, value in case.ways)
     yield from (Shown(model, "expandable_segments", "", True) for model in ("sd15", *test_expandable.CASES))
     for cases in (test_packing.CASES, test_quantization.CASES):
         yield from (Shown(model, "quantization", value, False) for model, value, _ in cases)
