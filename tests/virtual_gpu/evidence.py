@@ -184,7 +184,8 @@ def shown() -> Iterator[Shown]:
     values = {grouping: name for name, grouping in group.GROUPINGS.items()}
     yield from (Shown(model, "placement", values[g], False) for model, g in test_group.CASES if g in values)
     yield from (Shown(model, "placement", value, True) for model, value in test_group.FURTHER)
-    yield from (Shown(case.model, way, value, True) for case in test_offload_on_card.CASES for way, _, value in case.ways)
+    for offloaded in test_offload_on_card.CASES:
+        yield from (Shown(offloaded.model, way, value, True) for way, _, value in offloaded.ways)
     yield from (Shown(model, "expandable_segments", "", True) for model in ("sd15", *test_expandable.CASES))
     for cases in (test_packing.CASES, test_quantization.CASES):
         yield from (Shown(model, "quantization", value, False) for model, value, _ in cases)
