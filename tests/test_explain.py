@@ -282,7 +282,9 @@ def test_what_is_packed_while_loading_is_said_to_last() -> None:
 def test_every_technique_says_what_it_does() -> None:
     assert set(meanings.MEANINGS) == {technique.name for technique in DEFAULT}
     for technique in meanings.MEANINGS:
-        usual = {"streaming": "3/9", "placement": "model", "vae_tiling": 512}.get(technique, "2")
+        usual = {"streaming": "3/9", "offload": "group_leaf", "placement": "model", "vae_tiling": 512}.get(
+            technique, "2"
+        )
         said = meanings.meaning(Option(technique=technique, value=usual, component="unet"))
         assert said
         assert "{" not in said
