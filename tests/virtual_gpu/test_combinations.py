@@ -1,7 +1,7 @@
 """Random combinations of all techniques keep their promises on full-size pipelines, and leave nothing behind.
 
 A part of benchmarks/combinations.py, which draws as many as one likes, and of all there is.  Left out here are
-quantized weights, since what is drawn must not hang on whether torchao is there, and `offload`, which has its own tests.
+quantized weights, since what is drawn must not hang on whether torchao is there, and `offload`, which has its own.
 """
 
 from __future__ import annotations
