@@ -103,7 +103,7 @@ def test_plain_diffusers_is_a_tick_away(tab: Any, address: str) -> None:
     turn(tab, "Code")
     assert "needs vram-planner for streaming" in tab.inner_text("#code")
     field(tab, "plain").check()
-    read_verdict(tab, "placement=")
+    read_verdict(tab, "offload=")
     assert tab.url.endswith("&budget=1.6GB&plain=True")
     assert "planner" not in tab.inner_text("#code")
 
@@ -138,6 +138,7 @@ def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     read_verdict(tab, "fits in")
     turn(tab, "Budgets")
     tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
+    tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)  # until then it is drawn anew
     assert "Time against budget" in tab.text_content("#budgets svg.vp:visible")
     assert letters(tab, "#budgets svg.vp:visible") >= 7
     assert overflow(tab) == 0
