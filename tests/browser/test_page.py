@@ -138,7 +138,6 @@ def test_each_budget_is_drawn(tab: Any, address: str) -> None:
     read_verdict(tab, "fits in")
     turn(tab, "Budgets")
     tab.wait_for_selector("#budgets svg.vp:visible", timeout=PATIENCE)
-    tab.wait_for_selector("#budgets .searching", state="detached", timeout=PATIENCE)  # until then it is drawn anew
     assert "Time against budget" in tab.text_content("#budgets svg.vp:visible")
     assert letters(tab, "#budgets svg.vp:visible") >= 7
     assert overflow(tab) == 0
