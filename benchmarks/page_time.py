@@ -16,17 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from playwright.sync_api import sync_playwright
 
 from planner.web import form as forms
 from planner.web import page
 from planner.web.desk import Desk
 from planner.web.form import Form
+
+sys.path.append(str(Path(__file__).parent.parent / "docs"))
+
+from screenshots import browser
 
 BOUND = 1.0
 """Seconds within which a change is to be answered."""
@@ -145,17 +146,6 @@ def prepared(tab: Any, name: str, value: Any) -> Callable[[], None]:
         return field.check  # type: ignore[no-any-return]
     field.fill(value)
     return lambda: field.press("Enter")
-
-
-@contextmanager
-def browser() -> Iterator[Any]:
-    program = shutil.which("chromium")
-    assert program, "apt-get install chromium"
-    with sync_playwright() as playwright:
-        root = ["--no-sandbox"] if os.geteuid() == 0 else []
-        chromium = playwright.chromium.launch(executable_path=program, args=root)
-        yield chromium
-        chromium.close()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,15 @@ from planner.rehearsal import rehearse
 from planner.request import Fidelity, Request
 from planner.scenes import SLACK, Limits
 from planner.study import opened
-from planner.techniques import DEFAULT, Option
+from planner.techniques import DEFAULT
 from planner.techniques.layerwise_casting import LayerwiseCasting
 from planner.techniques.placement import Placement
 from planner.techniques.streaming import Streaming
 from planner.techniques.vae_tiling import VaeTiling
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+from regret import every
 
 CARD = card("rtx-3070")
 MB = 10**6
@@ -46,32 +49,6 @@ def pricer(tmp_path_factory: pytest.TempPathFactory) -> Pricer:
     """SD 1.5 in half precision."""
     programs = Programs(FromProfile(profiles.find("sd15"), None), REQUEST, tmp_path_factory.mktemp("programs"))
     return Pricer(programs, CARD, REQUEST, [t for t in DEFAULT if t.name in TOGETHER])
-
-
-def every(pricer: Pricer) -> Iterator[Candidate]:
-    """All combinations of all options, each technique asked on the program the earlier ones leave."""
-
-    def grown(candidate: Candidate, names: tuple[str, ...]) -> Iterator[Candidate]:
-        if not names:
-            yield candidate
-            return
-        offered = pricer.offered(names[0], pricer.price(candidate))
-        if pricer.techniques[names[0]].scope == "component":
-            for streamed in one_for_each_component(offered):
-                yield from grown((*candidate, *streamed), names[1:])
-            return
-        if not any(option.neutral for option in offered):
-            yield from grown(candidate, names[1:])
-        for option in offered:
-            yield from grown((*candidate, option), names[1:])
-
-    return grown((), tuple(pricer.techniques))
-
-
-def one_for_each_component(offered: tuple[Option, ...]) -> Iterator[Candidate]:
-    names = dict.fromkeys(option.component for option in offered)
-    choices = ((None, *(option for option in offered if option.component == name)) for name in names)
-    return (tuple(option for option in choice if option is not None) for choice in product(*choices))
 
 
 def intervention(candidate: Candidate) -> tuple[int, int]:
