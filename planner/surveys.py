@@ -29,8 +29,8 @@ LEAST = 2 * 10**9
 """Bytes down to which a frontier is followed unless more is asked: no card in use has less."""
 STEP = 0.12
 TOLERANCE = 0.02
-"""A frontier's budgets are each STEP below the last one needed, and known to TOLERANCE: fragments move peaks by half a
-percent, and a combination that was chosen for a budget mostly fills it to two."""
+"""A frontier's budgets are each STEP below the last one needed, and known to TOLERANCE.  A combination's sums leave as
+much of a budget as fragments took of the last one, from TOLERANCE to half a step: nearer to it most are refused."""
 
 TIGHTER = 0.75
 """Each budget of the one before it, when the leanest combination is looked for."""
@@ -218,10 +218,10 @@ def _point(data: Mapping[str, Any]) -> Point:
 
 def _points(study: Study, device: Device, down_to: int, host: int | None) -> Iterator[Point]:
     """The least budget of what is fastest within each, and of what is fastest within a step less than that."""
-    pricer, budget = study.pricer(device), ROOMY
+    pricer, budget, spare = study.pricer(device), ROOMY, TOLERANCE
     while budget >= down_to:
         try:
-            found = study.choice(device, budget, host, spare=TOLERANCE)
+            found = study.choice(device, budget, host, spare=spare)
         except NothingFits:
             return
         at_least = max(phase.peak.total for phase in found.winner.phases)
@@ -229,6 +229,7 @@ def _points(study: Study, device: Device, down_to: int, host: int | None) -> Ite
         capacity = smallest_capacity(found.winner, pricer, held, int(held * TOLERANCE), found.rehearsal)
         least = capacity + device.context
         yield Point(budget=least, seconds=found.winner.seconds, options=found.winner.candidate)
+        spare = min(max(TOLERANCE, 1 - at_least / capacity), STEP / 2)
         budget = int(min(least, budget) * (1 - STEP))
 
 
