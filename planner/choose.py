@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 from itertools import count
 from math import inf
+from typing import NamedTuple
 
 from planner import solve
 from planner.pricing import PLACEMENT, Candidate, Priced, Pricer, neutral
@@ -114,35 +115,75 @@ def _by_bound(
     """
     order = count()
     placements = pricer.offered(PLACEMENT, pricer.price(()))
-    waiting: list[tuple[float, int, int, Callable[[], Iterable[Scene]]]] = []
-    for priced in _calls(pricer, pruned):
-        stays = any(option.neutral for option in priced.candidate)  # neutral options of a program may differ in words
-        plain = scenes.plain(priced.candidate if stays else neutral(priced.candidate, placements))
-        bound = max(plain.bound, priced.seconds - (plain.priced.seconds - plain.bound))
-        splits = ((), *((option,) for option in pricer.offered("split", priced)))
-        for n, candidate in enumerate(pricer.merged(priced, split) for split in splits):
-            waiting.append((bound, n, next(order), partial(_alone, scenes, candidate)))
-            if plain.priced is priced:
-                waiting.append((bound, n, next(order), partial(scenes.streaming, candidate)))
+    waiting: list[_Visit] = []
+    for prospect in _calls(pricer, pruned):
+        candidate = prospect.candidate
+        stays = any(option.neutral for option in candidate)  # neutral options of a program may differ in words
+        plain = scenes.plain(candidate if stays else neutral(candidate, placements))
+        bound = _bound(plain, prospect.seconds)
+        exactly = None if prospect.priced else partial(_exactly, pricer, plain, candidate)
+        splits = ((), *((option,) for option in pricer.offered("split", plain.priced)))
+        for n, each in enumerate(pricer.ordered((*candidate, *split)) for split in splits):
+            waiting.append(_Visit(bound, n, next(order), partial(_alone, scenes, each), exactly))
+            if plain.priced is prospect.priced:
+                waiting.append(_Visit(bound, n, next(order), partial(scenes.streaming, each)))
     heapify(waiting)
-    while waiting and waiting[0][0] <= enough():
-        reach = waiting[0][0] * (1 + SLACK)
+    while waiting and waiting[0].bound <= enough():
+        reach = waiting[0].bound * (1 + SLACK)
         found: list[Scene] = []
-        while waiting and waiting[0][0] <= reach:
-            found += heappop(waiting)[-1]()
+        while waiting and waiting[0].bound <= reach:
+            visit = heappop(waiting)
+            if visit.exactly:
+                heappush(waiting, visit._replace(bound=max(visit.bound, visit.exactly()), exactly=None))
+            else:
+                found += visit.scenes()
         if found:
             yield found
 
 
-def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
-    """Candidates of the options that concern the whole call, less those another is at least as good as."""
-    found = list(pricer.roots())
-    for technique in pricer.techniques.values():
-        if technique.scope != "call" or technique.name == "split":
-            continue
+class _Visit(NamedTuple):
+    """Scenes that wait for their turn, the least bound first, then the fewest splits."""
+
+    bound: float
+    splits: int
+    order: int
+    scenes: Callable[[], Iterable[Scene]]
+    exactly: Callable[[], float] | None = None
+    """A higher bound, which is known only once the scene is priced."""
+
+
+class _Prospect(NamedTuple):
+    """Options that concern the whole call, and the seconds these take at least."""
+
+    candidate: Candidate
+    seconds: float
+    priced: Priced | None
+
+
+def _bound(plain: Scene, seconds: float) -> float:
+    """What can be saved in a scene is what can be with all weights on the card."""
+    return max(plain.bound, seconds - (plain.priced.seconds - plain.bound))
+
+
+def _exactly(pricer: Pricer, plain: Scene, candidate: Candidate) -> float:
+    return _bound(plain, pricer.price(candidate).seconds)
+
+
+def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[_Prospect]:
+    """Candidates of the options that concern the whole call, less those another is at least as good as.
+
+    Placements that say how long they take at least are not priced yet.
+    """
+    found, later = list(pricer.roots()), list[_Prospect]()
+    whole = [each for each in pricer.techniques.values() if each.scope == "call" and each.name != "split"]
+    for technique in whole:
         grown: list[Priced] = []
         for priced in found:
             options = pricer.offered(technique.name, priced)
+            if technique.name == PLACEMENT and technique is whole[-1]:
+                least = {option: pricer.least_seconds(priced, option) for option in options}
+                later += (_Prospect(pricer.merged(priced, (o,)), s, None) for o, s in least.items() if s is not None)
+                options = tuple(option for option in options if least[option] is None)
             others = [other for option in options for other in pricer.able(pricer.merged(priced, (option,)))]
             if technique.name == PLACEMENT or any(option.neutral for option in options):
                 grown += others
@@ -151,7 +192,9 @@ def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[Priced]:
             pruned += [(other, priced) for other in worse]
             grown += [priced, *(other for other in others if other not in worse)]
         found = grown
-    return pricer.standing(found)
+    prospects = [*(_Prospect(priced.candidate, priced.seconds, priced) for priced in found), *later]
+    standing = pricer.standing([prospect.candidate for prospect in prospects])
+    return [prospect for prospect in prospects if prospect.candidate in standing]
 
 
 def _alone(scenes: Scenes, candidate: Candidate) -> Iterable[Scene]:

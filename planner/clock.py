@@ -7,9 +7,8 @@ what began with the host and what began with the card.  Such matrices multiply, 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from math import inf
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Row: TypeAlias = tuple[float, float]
 """Seconds after the host, and after the card, was free at the start; -inf where it does not matter."""
@@ -18,8 +17,7 @@ AHEAD = 1024
 """Launches that may wait for the card before the host has to: the depth of CUDA's queue of a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of the program: when host and card are through with it, and how many kernels it launches."""
 
     launches: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import is_not
 from typing import NamedTuple
 
@@ -61,8 +61,7 @@ def rounded(size: int) -> int:
     return -(-size // GRAIN) * GRAIN
 
 
-@dataclass(frozen=True, slots=True)
-class Peak:
+class Peak(NamedTuple):
     """The moment at which a stretch of the program holds most, by kind; bytes."""
 
     weights: int = 0
@@ -79,16 +78,15 @@ class Peak:
         return Peak(self.weights + weights, self.activations + activations, self.scratch)
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """A recording's effect: its peak, what it leaves, which of its buffers survive, and its time."""
 
     peak: Peak
     most: int
     """Total of `peak`."""
     span: Span
-    sizes: dict[int, int] = field(repr=False)
-    events: int = field(repr=False)
+    sizes: dict[int, int]
+    events: int
     """Those of the bodies it calls included."""
 
 

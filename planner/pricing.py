@@ -24,7 +24,7 @@ from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
 from planner.score import Scores
 from planner.streaming import passes
-from planner.techniques.base import Option, Outline, Outlining, Scope, Technique
+from planner.techniques.base import Hauling, Option, Outline, Outlining, Scope, Technique
 
 Candidate = tuple[Option, ...]
 EXPANDABLE = "expandable_segments"
@@ -105,6 +105,25 @@ class Pricer:
             phases = taught(self._cost.phases(program), program, self._device, self._lessons)
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
+
+    def least_seconds(self, priced: Priced, option: Option) -> float | None:
+        """Seconds that a placement takes at least, beside what has been priced with all weights on the card.
+
+        None where it has to be written into the program to tell.
+        """
+        technique, pace = self.techniques[option.technique], self._cost.pace("none")
+        hauls = technique.hauls(priced.program, option) if isinstance(technique, Hauling) else None
+        if hauls is None:
+            return None
+        more = {haul.phase: haul for haul in hauls}
+        seconds = 0.0
+        for phase in priced.phases:
+            seconds += phase.seconds
+            if haul := more.get(phase.name):
+                times = phase.slower * priced.program.variant.splits
+                beside = max(0.0, pace.fetch(haul.size) * times - phase.seconds)
+                seconds += beside if haul.beside else pace.load(haul.size, 0, whole=True) * times
+        return seconds
 
     def sketches(self, scene: Priced, options: Sequence[Option]) -> list[Sketch | None]:
         """What options for one component add to a scene with all weights on the card, without writing them into it.
@@ -253,28 +272,28 @@ class Pricer:
         """Whether what is demanded is not on offer once that is chosen."""
         return not any(map(demand.meets, self._options(demand.technique, (before,))))
 
-    def _clash(self, found: Sequence[Priced]) -> tuple[Option, Demand] | None:
+    def _clash(self, found: Sequence[Candidate]) -> tuple[Option, Demand] | None:
         """A demand that something chosen before it bars, which was demanded as well; the placement counts as such."""
-        for priced in found:
-            for place, option in enumerate(priced.candidate):
+        for candidate in found:
+            for place, option in enumerate(candidate):
                 demand = self._demands.get(option.technique)
-                asked = (before for before in priced.candidate[:place] if before.technique in self._demands)
+                asked = (before for before in candidate[:place] if before.technique in self._demands)
                 barring = (before for before in asked if demand and self._bars(before, demand))
                 if demand and (before := next(barring, None)):
                     return before, demand
         return None
 
-    def stands(self, priced: Priced) -> bool:
+    def stands(self, candidate: Candidate) -> bool:
         """Whether what the request names is still on offer after all that was chosen before it."""
         return all(
-            option in self._options(option.technique, priced.candidate[:place])
-            for place, option in enumerate(priced.candidate)
+            option in self._options(option.technique, candidate[:place])
+            for place, option in enumerate(candidate)
             if option.technique in self._demands and option.technique != PLACEMENT
         )
 
-    def standing(self, found: Sequence[Priced]) -> list[Priced]:
+    def standing(self, found: Sequence[Candidate]) -> set[Candidate]:
         """Those that stand.  Raises BadRequest where none does."""
-        kept = [priced for priced in found if self.stands(priced)]
+        kept = {candidate for candidate in found if self.stands(candidate)}
         if not kept:
             if clash := self._clash(found):
                 raise _excluding(*clash)
@@ -301,8 +320,12 @@ class Pricer:
 
     def merged(self, priced: Priced, options: Candidate) -> Candidate:
         """The candidate with these options too, in order of applying."""
+        return self.ordered((*priced.candidate, *options))
+
+    def ordered(self, options: Candidate) -> Candidate:
+        """The same options in order of applying."""
         order = list(self.techniques)
-        return tuple(sorted((*priced.candidate, *options), key=lambda option: order.index(option.technique)))
+        return tuple(sorted(options, key=lambda option: order.index(option.technique)))
 
     def combinations(self, scope: Scope, priced: Priced) -> list[Candidate]:
         """Every choice among the techniques of one scope, doing nothing included."""
@@ -381,7 +404,7 @@ def taught(phases: tuple[Phase, ...], program: Program, device: Device, lessons:
         owner = phase.name.partition(".")[0]
         slower = lessons.seconds(*kind_of(program, owner, device.name)) if owner in names else 1.0
         more = int(phase.peak.total * (grown - 1))
-        peak = replace(phase.peak, activations=phase.peak.activations + more)
+        peak = phase.peak._replace(activations=phase.peak.activations + more)
         return replace(phase, seconds=phase.seconds * slower, peak=peak, grown=grown, slower=slower)
 
     return tuple(map(of, phases))

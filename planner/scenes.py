@@ -89,7 +89,7 @@ class Scenes:
         if not streams:
             return
         leanest = self._pricer.price(self._pricer.merged(priced, tuple(options[-1] for options in streams.values())))
-        if not self._pricer.stands(leanest):
+        if not self._pricer.stands(leanest.candidate):
             return
         tight = any(leanest.phases[n].peak.total > self._limits.sums for n in leanest.of(DENOISER))
         for combination in self._pricer.combinations(DENOISER, leanest):

@@ -58,6 +58,17 @@ class Outline:
     """Of each unit that is fetched at every pass."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Haul:
+    """What an option brings to the card in one phase at least, known before it is written into a program."""
+
+    phase: str
+    size: int
+    """Bytes, in all calls of the phase."""
+    beside: bool
+    """Whether it comes beside the kernels, from pinned memory; else the host waits for it."""
+
+
 Scope = Literal["call", "component", "denoiser", "autoencoder"]
 Undo = Callable[[], None]
 
@@ -110,6 +121,15 @@ class Outlining(Protocol):
 
     def outlines(self, program: Program, options: Sequence[Option]) -> Sequence[Outline | None]:
         """Of options for one component; None where only the program under the option tells."""
+        ...
+
+
+@runtime_checkable
+class Hauling(Protocol):
+    """A technique of scope `call` that can say what its options bring without writing them into the program."""
+
+    def hauls(self, program: Program, option: Option) -> Sequence[Haul] | None:
+        """At least so much; None where only the program under the option tells."""
         ...
 
 

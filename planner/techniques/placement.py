@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,12 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.group_offload import Grouping
 from planner.groupable import moves
-from planner.offload import model_offload, resident, sequential_offload
+from planner.offload import brought, model_offload, resident, sequential_offload
 from planner.packed import is_packed, is_wrapped
 from planner.program import Program, Variant
 from planner.request import Request
 from planner.techniques import group
-from planner.techniques.base import Option, Scope, Undo
+from planner.techniques.base import Haul, Option, Scope, Undo
 from planner.techniques.entrance import is_ours, travels
 from planner.techniques.live import default_device, in_reverse, modules, parts, remember, tensors, undone_on_error
 from planner.units import format_bytes
@@ -104,6 +105,16 @@ class Placement:
     def spared(self) -> Placement:
         """The same with what needs next to no host memory on offer."""
         return replace(self, sparing=True)
+
+    def hauls(self, program: Program, option: Option) -> Sequence[Haul] | None:
+        """Module by module each comes whenever it is called; beside the kernels but for one that nobody waits for."""
+        value = str(option.value)
+        if value in REWRITES or (choice := group.Choice.of(value)).grouping.blocks:
+            return None
+        beside, sizes = choice.grouping.stream, Counter[str]()
+        for phase, total, largest in brought(program, choice.without):
+            sizes[phase] += total - (largest if beside else 0)
+        return tuple(Haul(phase=phase, size=size, beside=beside) for phase, size in sizes.items())
 
     def _groupings(self, request: Request) -> dict[str, Grouping]:
         """Those everybody gets, and what is named."""
