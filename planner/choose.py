@@ -181,9 +181,9 @@ def _calls(pricer: Pricer, pruned: list[tuple[Priced, Priced]]) -> list[_Prospec
         for priced in found:
             options = pricer.offered(technique.name, priced)
             if technique.name == PLACEMENT and technique is whole[-1]:
-                least = {option: pricer.least_seconds(priced, option) for option in options}
-                later += (_Prospect(pricer.merged(priced, (o,)), s, None) for o, s in least.items() if s is not None)
-                options = tuple(option for option in options if least[option] is None)
+                least = pricer.least_seconds(priced, options)
+                later += (_Prospect(pricer.merged(priced, (o,)), seconds, None) for o, seconds in least.items())
+                options = tuple(option for option in options if option not in least)
             others = [other for option in options for other in pricer.able(pricer.merged(priced, (option,)))]
             if technique.name == PLACEMENT or any(option.neutral for option in options):
                 grown += others

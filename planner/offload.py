@@ -197,36 +197,6 @@ def sequential_offload(program: Program) -> Program:
     return replace(program, family=family, waiting=_all(program)).with_course(stay + events)
 
 
-def brought(program: Program, without: Container[str]) -> Iterator[tuple[str, int, int]]:
-    """Of each call of a component: its phase, the bytes of all modules that work in it one by one, and of the largest.
-
-    What is written into the course instead of called is left out.
-    """
-    known: dict[int, tuple[int, int]] = {}
-    for event, called in calls(program.landmarks):
-        if isinstance(event, Call) and called and called.partition(".")[0] not in without:
-            own = sum(program.recordings[event.recording].own) if "." not in called else 0
-            total, largest = _inside(program, event.recording, known)
-            yield called, own + total, max(own, largest)
-
-
-def _inside(program: Program, index: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """The bytes of all modules that a body calls, and of the largest."""
-    if index not in known:
-        total = largest = 0
-        for event in program.recordings[index].events:
-            if isinstance(event, Call):
-                inner, most = _inside(program, event.recording, known)
-                own = sum(program.recordings[event.recording].own) if event.module else 0
-            elif isinstance(event, Enter) and event.module:
-                inner, most, own = 0, 0, sum(event.own)
-            else:
-                continue
-            total, largest = total + own + inner, max(largest, own, most)
-        known[index] = total, largest
-    return known[index]
-
-
 def _all(program: Program) -> int:
     """Bytes of all weights: those that travel come back to where they were."""
     return sum(sum(component.weights) for component in program.components)

@@ -1,7 +1,8 @@
-"""Outline: what streaming a component takes at least, worked out from its passes without writing the program anew.
+"""Outline: what moving weights takes at least, worked out without writing the program anew.
 
-A pass is cut where its units begin and end.  What travels beside it is then a matter of a few hundred pieces, however
-many kernels these have.  Pieces are never slower than their kernels: a host too far ahead is stopped less often.
+Where a component is streamed a pass is cut where its units begin and end.  What travels beside it is then a matter of a
+few hundred pieces, however many kernels these have.  Pieces are never slower than their kernels: a host too far ahead
+is stopped less often.  Where every module is brought when it is called, a body's share in that is worked out once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from planner.clock import Clock, Row, Span
 from planner.cost import Cost, Meter
 from planner.pace import Pace
-from planner.program import Await, Component, Drop, Fetch, Program
+from planner.program import Await, Call, Component, Drop, Enter, Fetch, Program, Run
 from planner.streaming import Begin, End, ahead, flat, passes, serial
 
 
@@ -94,3 +95,74 @@ def _passed(events: Iterable[Piece | Begin | End | Fetch | Await | Drop], pace: 
         elif isinstance(event, Drop):
             travelling -= aboard.pop(event.key)
     return clock.span.seconds, most
+
+
+class Chain(NamedTuple):
+    """Modules with weights in the order of their calls: seconds of kernels, each module fetched beside the one before.
+
+    What the first one is fetched beside comes before, and is not known here.
+    """
+
+    head: float
+    """Seconds before the first one begins, or of all where there is none."""
+    first: int | None = None
+    """Bytes of the first one."""
+    inner: float = 0.0
+    """Seconds from there until the last one begins."""
+    tail: float = 0.0
+    """Seconds since then."""
+    size: int = 0
+    """Bytes of all."""
+    longest: float = 0.0
+    """Seconds that the kernels wait for one of them, at most."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all, where the first one is there already, and another: the pass before may have left it."""
+        return self.head + self.inner + self.tail - self.longest
+
+
+class Leaves:
+    """What it takes at least to bring each module of a program when it is called."""
+
+    def __init__(self, program: Program, cost: Cost) -> None:
+        self._program, self._cost, self._pace = program, cost, cost.pace("none")
+        self._known: dict[int, Chain] = {}
+
+    def passes(self, component: str) -> Iterator[tuple[str, Chain]]:
+        """Each call of a component that stands on its own, by its phase."""
+        for call in passes(self._program, component):
+            yield call.module, self._called(call, whole="." not in call.module)
+
+    def _called(self, call: Call, *, whole: bool) -> Chain:
+        recording = self._program.recordings[call.recording]
+        size = sum(recording.own) if whole else 0
+        chain = self._body(call.recording)
+        return self._joined(Chain(0.0, size, size=size), chain) if size else chain
+
+    def _body(self, index: int) -> Chain:
+        if index not in self._known:
+            chain = Chain(0.0)
+            for event in self._program.recordings[index].events:
+                if isinstance(event, Run):
+                    chain = self._joined(
+                        chain, Chain(self._cost.kernel(self._program, event.kernel, "none")[1].card[1])
+                    )
+                elif isinstance(event, Call):
+                    chain = self._joined(chain, self._called(event, whole=bool(event.module)))
+                elif isinstance(event, Enter) and event.module and event.own:
+                    chain = self._joined(chain, Chain(0.0, sum(event.own), size=sum(event.own)))
+            self._known[index] = chain
+        return self._known[index]
+
+    def _joined(self, one: Chain, other: Chain) -> Chain:
+        if one.first is None:
+            return other._replace(head=one.head + other.head)
+        if other.first is None:
+            return one._replace(tail=one.tail + other.head)
+        kernels = one.tail + other.head
+        waiting = max(0.0, self._pace.fetch(other.first) - kernels)
+        return Chain(
+            one.head, one.first, one.inner + kernels + waiting + other.inner, other.tail, one.size + other.size,
+            max(one.longest, waiting, other.longest),
+        )  # fmt: skip

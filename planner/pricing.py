@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from planner.demands import Demand, chosen, demands
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed, Unserved
 from planner.lessons import NONE, Lessons, kind_of
-from planner.outline import Passes
+from planner.outline import Leaves, Passes
 from planner.precedents import Precedents
 from planner.program import Call, Component, Conv, Matmul, Program
 from planner.programs import Programs
@@ -24,7 +24,7 @@ from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request
 from planner.score import Scores
 from planner.streaming import passes
-from planner.techniques.base import Hauling, Option, Outline, Outlining, Scope, Technique
+from planner.techniques.base import Haul, Hauling, Option, Outline, Outlining, Scope, Technique
 
 Candidate = tuple[Option, ...]
 EXPANDABLE = "expandable_segments"
@@ -106,24 +106,30 @@ class Pricer:
             self._known[candidate] = Priced(candidate=candidate, program=program, phases=phases)
         return self._known[candidate]
 
-    def least_seconds(self, priced: Priced, option: Option) -> float | None:
-        """Seconds that a placement takes at least, beside what has been priced with all weights on the card.
+    def least_seconds(self, priced: Priced, options: Sequence[Option]) -> dict[Option, float]:
+        """Seconds that placements take at least, beside what has been priced with all weights on the card.
 
-        None where it has to be written into the program to tell.
+        Those that have to be written into the program to tell are left out.
         """
-        technique, pace = self.techniques[option.technique], self._cost.pace("none")
-        hauls = technique.hauls(priced.program, option) if isinstance(technique, Hauling) else None
-        if hauls is None:
-            return None
-        more = {haul.phase: haul for haul in hauls}
-        seconds = 0.0
-        for phase in priced.phases:
-            seconds += phase.seconds
-            if haul := more.get(phase.name):
-                times = phase.slower * priced.program.variant.splits
-                beside = max(0.0, pace.fetch(haul.size) * times - phase.seconds)
-                seconds += beside if haul.beside else pace.load(haul.size, 0, whole=True) * times
-        return seconds
+        leaves = Leaves(priced.program, self._cost)
+        techniques = ((option, self.techniques[option.technique]) for option in options)
+        asked = ((o, each.hauls(priced.program, o)) for o, each in techniques if isinstance(each, Hauling))
+        return {option: self._hauled(priced, leaves, hauls) for option, hauls in asked if hauls is not None}
+
+    def _hauled(self, priced: Priced, leaves: Leaves, hauls: Sequence[Haul]) -> float:
+        waited, beside = defaultdict[str, float](float), defaultdict[str, float](float)
+        pace, splits = self._cost.pace("none"), priced.program.variant.splits
+        for haul in hauls:
+            for phase, chain in leaves.passes(haul.component):
+                if haul.beside:
+                    beside[phase] += chain.seconds
+                else:
+                    waited[phase] += pace.load(chain.size, 0, whole=True)
+        return sum(
+            max(phase.seconds, beside[phase.name] * splits * phase.slower)
+            + waited[phase.name] * splits * phase.slower
+            for phase in priced.phases
+        )  # fmt: skip
 
     def sketches(self, scene: Priced, options: Sequence[Option]) -> list[Sketch | None]:
         """What options for one component add to a scene with all weights on the card, without writing them into it.

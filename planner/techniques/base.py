@@ -60,13 +60,11 @@ class Outline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Haul:
-    """What an option brings to the card in one phase at least, known before it is written into a program."""
+    """A component whose modules are brought one by one, each whenever it is called."""
 
-    phase: str
-    size: int
-    """Bytes, in all calls of the phase."""
+    component: str
     beside: bool
-    """Whether it comes beside the kernels, from pinned memory; else the host waits for it."""
+    """Whether each sets out from pinned memory while the one before it works; else the host waits for it."""
 
 
 Scope = Literal["call", "component", "denoiser", "autoencoder"]
@@ -129,7 +127,7 @@ class Hauling(Protocol):
     """A technique of scope `call` that can say what its options bring without writing them into the program."""
 
     def hauls(self, program: Program, option: Option) -> Sequence[Haul] | None:
-        """At least so much; None where only the program under the option tells."""
+        """What travels; None where only the program under the option tells."""
         ...
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.group_offload import Grouping
 from planner.groupable import moves
-from planner.offload import brought, model_offload, resident, sequential_offload
+from planner.offload import model_offload, resident, sequential_offload
 from planner.packed import is_packed, is_wrapped
 from planner.program import Program, Variant
 from planner.request import Request
@@ -107,14 +106,14 @@ class Placement:
         return replace(self, sparing=True)
 
     def hauls(self, program: Program, option: Option) -> Sequence[Haul] | None:
-        """Module by module each comes whenever it is called; beside the kernels but for one that nobody waits for."""
-        value = str(option.value)
-        if value in REWRITES or (choice := group.Choice.of(value)).grouping.blocks:
-            return None
-        beside, sizes = choice.grouping.stream, Counter[str]()
-        for phase, total, largest in brought(program, choice.without):
-            sizes[phase] += total - (largest if beside else 0)
-        return tuple(Haul(phase=phase, size=size, beside=beside) for phase, size in sizes.items())
+        """What travels weight by weight, or by leaves."""
+        value, staying, beside = str(option.value), program.excluded, False
+        if value != "sequential":
+            if value in REWRITES or (choice := group.Choice.of(value)).grouping.blocks:
+                return None
+            staying, beside = frozenset(choice.without), choice.grouping.stream
+        names = (component.name for component in program.components if component.name not in staying)
+        return tuple(Haul(component=name, beside=beside) for name in names)
 
     def _groupings(self, request: Request) -> dict[str, Grouping]:
         """Those everybody gets, and what is named."""
