@@ -133,14 +133,13 @@ class Programs:
         self.key = store.key_of(key, self._request.to_json()) if key and folder else None
         """What was recorded goes by this on disk; None where nothing is kept."""
         self._fresh = False
+        self._known: dict[Variant, Program] = {}
         self._others: dict[Request, Programs] = {}
         self._under: dict[tuple[tuple[Option, ...], int], Program] = {}
 
     @cached_property
-    def _known(self) -> dict[Variant, Program]:
-        """Those read from disk, and those recorded since."""
-        found = store.load(self._folder, self.key) if self._folder and self.key else ()
-        return {program.variant: program for program in found}
+    def _stored(self) -> store.Stored:
+        return store.load(self._folder, self.key) if self._folder and self.key else store.Stored(())
 
     def under(self, options: tuple[Option, ...], techniques: Mapping[str, Technique], calls: int = 1) -> Program:
         """The program with these options, written once for all cards.  Techniques of one name write alike.
@@ -160,9 +159,12 @@ class Programs:
     def get(self, variant: Variant) -> Program:
         """The program of a variant.  Raises TraceFailed or BadRequest where the pipeline refuses the request."""
         if variant not in self._known:
-            self._tell(f"recording {_described(self._request, variant)}")
-            self._known[variant] = self._workshop.trace(self._request, variant)
-            self._fresh = True
+            made = self._stored.program(variant)
+            if made is None:
+                self._tell(f"recording {_described(self._request, variant)}")
+                made = self._workshop.trace(self._request, variant)
+                self._fresh = True
+            self._known[variant] = made
         return self._known[variant]
 
     def resized(self, request: Request) -> Programs:
@@ -180,8 +182,10 @@ class Programs:
         Not what was recorded under techniques of others: nothing says when their code changes.
         """
         if self._fresh and self._folder and self.key:
+            stored = {variant: self._stored.program(variant) for variant in self._stored.variants}
+            known = {variant: made for variant, made in stored.items() if made} | self._known
             own = {t.name for t in self._workshop.techniques if type(t).__module__.startswith("planner.")}
-            lasting = (p for p in self._known.values() if {s.technique for s in p.variant.settings} <= own)
+            lasting = (p for p in known.values() if {s.technique for s in p.variant.settings} <= own)
             store.save(self._folder, self.key, tuple(lasting))
             self._fresh = False
         for other in self._others.values():

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +27,8 @@ EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Ex
 
 TABLES = ("kernels", "recordings", "family", "placed")
 """Fields of a program that its family shares, or that are not stored."""
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
+"""What a file that is none of ours, or a broken one, raises."""
 FLAT = frozenset(EVENTS.index(kind) for kind in (p.Alloc, p.Free, p.Run))
 """Events that are numbers only; nearly all are."""
 
@@ -46,13 +48,36 @@ def _version(name: str) -> str:
 
 
 @collecting(SELDOM)
-def load(folder: Path, key: str) -> tuple[Program, ...]:
+def load(folder: Path, key: str) -> Stored:
     """The programs stored under `key`; none where there is no file, or none that can be read."""
     try:
         families = json.loads((folder / f"{key}.json").read_bytes())
-        return tuple(made for number, family in enumerate(families) for made in _unpacked(family, f"{key}/{number}"))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return ()
+        return Stored([_Family(family, f"{key}/{number}") for number, family in enumerate(families)])
+    except (OSError, *UNREADABLE):
+        return Stored([])
+
+
+class Stored:
+    """Programs of one file, each made when it is asked for."""
+
+    def __init__(self, families: Sequence[_Family]) -> None:
+        self._places = {variant: (family, n) for family in families for n, variant in enumerate(family.variants)}
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All that are there."""
+        return tuple(self._places)
+
+    @collecting(SELDOM)
+    def program(self, variant: Variant) -> Program | None:
+        """The program of a variant; None where there is none, or none that can be read."""
+        if variant not in self._places:
+            return None
+        family, number = self._places[variant]
+        try:
+            return family.program(number)
+        except UNREADABLE:
+            return None
 
 
 def save(folder: Path, key: str, programs: Sequence[Program]) -> None:
@@ -73,25 +98,24 @@ def written_whole(file: Path, text: str) -> None:
 
 
 def _packed(members: Sequence[Program]) -> dict[str, Any]:
-    """The longest table holds all shorter ones, since a family's tables only grow."""
-    longest = max(members, key=lambda member: len(member.recordings))
+    """What the members reach; the table may hold bodies of other requests, too, and those of each are not all made."""
+    rows: list[Any] = [["", [], []]] * max(len(member.recordings) for member in members)
+    for member in members:
+        for place in _reached(member.recordings.__getitem__, member.course):
+            recording = member.recordings[place]
+            rows[place] = [recording.name, recording.own, [_row(EVENTS, event) for event in recording.events]]
     most = max(members, key=lambda member: len(member.kernels))
-    needed = set().union(*(_reached(longest, member.course) for member in members))
     return {
-        "kernels": [_row(KERNELS, kernel) for kernel in most.kernels],
-        "recordings": [
-            [r.name, r.own, [_row(EVENTS, e) for e in r.events]] if place in needed else ["", [], []]
-            for place, r in enumerate(longest.recordings)
-        ],
+        "kernels": [_row(KERNELS, kernel) for kernel in most.kernels], "recordings": rows,
         "programs": [_heading(member) for member in members],
-    }
+    }  # fmt: skip
 
 
-def _reached(table: Program, course: int) -> set[int]:
-    """Places of the bodies a course calls, itself included; the table may hold those of other requests too."""
+def _reached(body: Callable[[int], Recording], course: int) -> set[int]:
+    """Places of the bodies a course calls, itself included."""
     reached, waiting = {course}, [course]
     while waiting:
-        called = {e.recording for e in table.recordings[waiting.pop()].events if isinstance(e, p.Call)}
+        called = {event.recording for event in body(waiting.pop()).events if isinstance(event, p.Call)}
         waiting += called - reached
         reached |= called
     return reached
@@ -109,30 +133,38 @@ def _heading(member: Program) -> dict[str, Any]:
     return own | {"variant": variant, "components": components, "excluded": sorted(member.excluded)}
 
 
-def _unpacked(family: dict[str, Any], name: str) -> Iterable[Program]:
-    kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in family["kernels"])
-    recordings = tuple(
-        Recording(name=title, own=tuple(own), events=tuple(map(_event, events)))
-        for title, own, events in family["recordings"]
-    )
-    for heading in family["programs"]:
-        variant = heading["variant"]
-        sets = {
-            "channels_last": frozenset(variant["channels_last"]),
-            "settings": tuple(Setting(*setting) for setting in variant["settings"]),
-        }
-        yield Program(
-            **heading
-            | {
-                "variant": Variant(**variant | sets),
-                "components": tuple(map(_component, heading["components"])),
-                "chain": tuple(heading["chain"]),
-                "excluded": frozenset(heading["excluded"]),
-            },
-            kernels=kernels,
-            recordings=recordings,
-            family=name,
-        )
+class _Family:
+    """Programs of one table of bodies, as they were stored."""
+
+    def __init__(self, data: dict[str, Any], name: str) -> None:
+        self._name, self._headings, self._rows = name, data["programs"], data["recordings"]
+        self._kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in data["kernels"])
+        self._blank = Recording(name="", own=(), events=())
+        self._table = [self._blank] * len(self._rows)
+        self.variants = tuple(map(_variant, self._headings))
+
+    def program(self, number: int) -> Program:
+        """One of them; bodies it has no use for are left blank, those it shares with others are the same."""
+        heading = self._headings[number]
+        reached = _reached(self._body, heading["course"])
+        made = {
+            "variant": self.variants[number], "components": tuple(map(_component, heading["components"])),
+            "chain": tuple(heading["chain"]), "excluded": frozenset(heading["excluded"]),
+        }  # fmt: skip
+        table = tuple(body if n in reached else self._blank for n, body in enumerate(self._table))
+        return Program(**heading | made, kernels=self._kernels, recordings=table, family=self._name)
+
+    def _body(self, place: int) -> Recording:
+        if self._table[place] is self._blank:
+            name, own, events = self._rows[place]
+            self._table[place] = Recording(name=name, own=tuple(own), events=tuple(map(_event, events)))
+        return self._table[place]
+
+
+def _variant(heading: dict[str, Any]) -> Variant:
+    given = heading["variant"]
+    settings = tuple(Setting(*setting) for setting in given["settings"])
+    return Variant(**given | {"channels_last": frozenset(given["channels_last"]), "settings": settings})
 
 
 def _event(row: list[Any]) -> Event:

@@ -387,28 +387,32 @@ class Travel:
     _follows: dict[str, str] = field(default_factory=dict)
 
     def through(self, events: Iterable[T | Begin | End]) -> Iterator[T | Fetch | Await | Drop]:
-        """One more pass."""
-        ran, coming = list[str](), self._first
+        """One more pass.  Kernels and what stands for them are nearly all there is."""
+        away, coming = self.away, self._first
+        ran: dict[str, None] = {}
+        """In the order in which they ran, since the first of them did."""
         yield from self._fetched(coming)
+        last = ""
         for event in events:
-            match event:
-                case Begin(path) if path in self.away:
-                    if coming != path:
-                        yield from (*self._left(coming), *self._fetched(path))
-                    yield Await(path)
-                    if ran and path not in ran:
-                        self._follows[ran[-1]] = path
-                    ran = [*([] if path in ran else ran), path]
-                    coming = self._follows.get(path, "")
-                    yield from self._fetched(coming)
-                case End(path) if path in self.away:
-                    yield Drop(path, copied=False)
-                case Begin() | End():
-                    continue
-                case _:
-                    yield event
+            if not isinstance(event, (Begin, End)):
+                yield event
+            elif (path := event.path) not in away:
+                continue
+            elif isinstance(event, End):
+                yield Drop(path, copied=False)
+            else:
+                if coming != path:
+                    yield from (*self._left(coming), *self._fetched(path))
+                yield Await(path)
+                if path in ran:
+                    ran.clear()
+                elif ran:
+                    self._follows[last] = path
+                ran[path], last = None, path
+                coming = self._follows.get(path, "")
+                yield from self._fetched(coming)
         yield from self._left(coming)
-        self._first = ran[0] if ran else ""
+        self._first = next(iter(ran), "")
 
     def _fetched(self, path: str) -> tuple[Fetch, ...]:
         return (Fetch(path, (self.away[path],)),) if path else ()

@@ -26,7 +26,7 @@ def test_only_what_was_recorded_under_own_techniques_is_kept(tmp_path: Path) -> 
     made._fresh = True
     made.keep()
     (file,) = tmp_path.glob("*.json")
-    assert [p.variant.setting("mine") for p in store.load(tmp_path, file.stem)] == [None]
+    assert [variant.setting("mine") for variant in store.load(tmp_path, file.stem).variants] == [None]
 
 
 class Imposing(FromProfile):

@@ -6,7 +6,7 @@ from pathlib import Path
 from techniques import programs
 
 from planner import store
-from planner.program import Gone, Setting, Unit, Variant
+from planner.program import Gone, Recording, Setting, Unit, Variant
 
 
 def test_programs_come_back_as_they_were(tmp_path: Path) -> None:
@@ -18,8 +18,27 @@ def test_programs_come_back_as_they_were(tmp_path: Path) -> None:
     several = (plain, replace(plain, variant=variant))
     store.save(tmp_path, "key", several)
     again = store.load(tmp_path, "key")
-    assert [replace(program, family="") for program in again] == list(several)
-    assert store.load(tmp_path, "another") == ()
+    made = [again.program(variant) for variant in again.variants]
+    assert [program and replace(program, family="") for program in made] == list(several)
+    assert again.program(Variant(tile=1024)) is None
+    assert store.load(tmp_path, "another").variants == ()
+
+
+def test_bodies_are_made_for_the_programs_that_call_them(tmp_path: Path) -> None:
+    plain = programs.program(programs.unet(rows=2), programs.vae(), unet=(programs.attention(),))
+    lone = Recording(name="Lone", own=(), events=(Gone(0),))
+    beside = replace(plain, variant=Variant(tile=512), recordings=(*plain.recordings, lone), course=plain.course + 1)
+    store.save(tmp_path, "key", (plain, beside))
+    for _ in range(2):  # what was made of a table in part is stored whole
+        again = store.load(tmp_path, "key")
+        few, whole = again.program(Variant(tile=512)), again.program(Variant())
+        assert few
+        assert whole
+        assert few.recordings[-1] == lone
+        assert not any(body.events for body in few.recordings[:-1])
+        assert whole.events == plain.events
+        assert not whole.recordings[-1].events
+        store.save(tmp_path, "key", (whole, few))
 
 
 def test_a_key_says_what_was_recorded() -> None:
@@ -29,4 +48,12 @@ def test_a_key_says_what_was_recorded() -> None:
 
 def test_a_file_that_cannot_be_read_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "key.json").write_text("[{")
-    assert store.load(tmp_path, "key") == ()
+    assert store.load(tmp_path, "key").variants == ()
+
+
+def test_a_program_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    plain = programs.program(programs.unet(rows=2), programs.vae(), unet=(programs.attention(),))
+    store.save(tmp_path, "key", (plain,))
+    file = tmp_path / "key.json"
+    file.write_text(file.read_text().replace('"course":', '"curse":'))
+    assert store.load(tmp_path, "key").program(Variant()) is None
