@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
+from typing import NamedTuple
 
 from planner.numbering import Names
 from planner.offload import lent
@@ -124,7 +125,8 @@ def _written(program: Program, grouping: Grouping, chosen: frozenset[str]) -> Pr
     for _ in range(min(stands, SETTLED) - 1):  # one call stands for later ones, which know the order and what was left
         course = (*writer.kept(), *writer.course())
     waiting = sum(host_bytes(program.component(name), grouping) for name in chosen)
-    waiting += in_flight((course, *(body.events for body in writer.written)))
+    if grouping.disk or not grouping.pinned:
+        waiting += in_flight((course, *(body.events for body in writer.written)))
     return replace(
         program, placed=(*program.placed, *writer.written), waiting=program.waiting + waiting
     ).with_course(course)  # fmt: skip
@@ -195,29 +197,48 @@ class _Order:
         return path.startswith(f"{self.root}.") if self.root else path != ""
 
 
+@dataclass(slots=True)
+class _Learnt:
+    """What hooks know by now."""
+
+    groups: dict[str, _Group]
+    """By the module that bears the hook, where these are of blocks."""
+    orders: list[_Order]
+    follows: dict[str, _Group] = field(default_factory=dict)
+    led: set[str] = field(default_factory=set)
+    """Groups that set out when the one before them begins."""
+    aboard: dict[str, _Group] = field(default_factory=dict)
+    """By the module whose beginning loads it."""
+    due: set[str] = field(default_factory=set)
+    casts: int = 0
+    turned: set[str] = field(default_factory=set)
+    """Groups with tables that have had a turn."""
+    lasting: dict[str, _Group] = field(default_factory=dict)
+    """Groups whose lasting tables are on the card."""
+    left: tuple[_Group, ...] = ()
+    """What the last call left on the card."""
+    lingers: bool = False
+    past: tuple[object, ...] = ()
+    """All that they have met: from the same past they do the same."""
+
+    def copy(self) -> _Learnt:
+        """The same, to be learnt from apart."""
+        return replace(
+            self, orders=[replace(order, seen=[*order.seen]) for order in self.orders],
+            groups={**self.groups}, follows={**self.follows}, led={*self.led}, aboard={**self.aboard}, due={*self.due},
+            turned={*self.turned}, lasting={**self.lasting},
+        )  # fmt: skip
+
+
 class _Hooks:
     """The hooks on one component, from call to call."""
 
     def __init__(self, program: Program, component: Component, grouping: Grouping, stream: int) -> None:
         self.component, self._grouping, self._program = component, grouping, program
         self._stream = stream if grouping.stream else 0
-        self._groups = dict(_by_blocks(component, component.weights, grouping, self._stream)) if grouping.blocks else {}
+        blocks = dict(_by_blocks(component, component.weights, grouping, self._stream)) if grouping.blocks else {}
         roots = [stack.path for stack in component.stacks if stack.rest] if grouping.blocks else [""]
-        self._orders = [_Order(root) for root in roots] if grouping.stream else []
-        self._follows: dict[str, _Group] = {}
-        self._led: set[str] = set()
-        """Groups that set out when the one before them begins."""
-        self._aboard: dict[str, _Group] = {}
-        """By the module whose beginning loads it."""
-        self._due: set[str] = set()
-        self._casts = 0
-        self._turned: set[str] = set()
-        """Groups with tables that have had a turn."""
-        self._lasting: dict[str, _Group] = {}
-        """Groups whose lasting tables are on the card."""
-        self.left: tuple[_Group, ...] = ()
-        """What the last call left on the card."""
-        self._lingers = False
+        self.now = _Learnt(blocks, [_Order(root) for root in roots] if grouping.stream else [])
         self._bears: dict[int, bool] = {}
         self._tables = {
             unit.path: tuple(component.weights[place] for place in unit.places) for unit in component.tables
@@ -226,9 +247,10 @@ class _Hooks:
 
     def cast(self, sizes: tuple[int, ...]) -> None:
         """The weights change size where they wait; by leaves the bodies recorded since then tell."""
-        self._casts += 1
+        self.now.casts += 1
+        self.now.past = (*self.now.past, sizes)
         if self._grouping.blocks:
-            self._groups = dict(_by_blocks(self.component, sizes, self._grouping, self._stream))
+            self.now.groups = dict(_by_blocks(self.component, sizes, self._grouping, self._stream))
 
     @property
     def unstreamed(self) -> Source:
@@ -238,14 +260,19 @@ class _Hooks:
     @property
     def state(self) -> tuple[int, int, int, int, tuple[_Group, ...]]:
         """Casts, orders learnt, tables doubled and lasting, weights left: while these are so, hooks do the same."""
-        learnt = sum(order.learnt for order in self._orders)
-        return self._casts, learnt, len(self._turned), len(self._lasting), self.left
+        learnt = sum(order.learnt for order in self.now.orders)
+        return self.now.casts, learnt, len(self.now.turned), len(self.now.lasting), self.now.left
+
+    @property
+    def origin(self) -> tuple[object, ...]:
+        """What they do hangs on, apart from the body they are in."""
+        return self._program.family, self.component, self._grouping, self._stream, self.now.past
 
     def group(self, path: str, own: tuple[int, ...]) -> _Group | None:
         """What a module moves; by leaves that is its own, and the component's hook may move nothing but lead."""
         if self._grouping.blocks:
-            group = self._groups.get(path)
-            return group if group is None or group.key not in self._turned else _doubled(group)
+            group = self.now.groups.get(path)
+            return group if group is None or group.key not in self.now.turned else _doubled(group)
         tables = self._tables.get(path, ())
         lasts = bool(self._stream) and not self._grouping.disk and path in self.component.lasting
         own, lasting = (own, tables) if lasts else ((*own, *tables), ())
@@ -256,7 +283,7 @@ class _Hooks:
     def within(self, path: str, recording: int) -> bool:
         """Whether hooks sit in a module."""
         if self._grouping.blocks:
-            return any(known.startswith(f"{path}.") for known in self._groups)
+            return any(known.startswith(f"{path}.") for known in self.now.groups)
         if any(known.startswith(f"{path}.") for known in self._tables):
             return True
         if recording not in self._bears:
@@ -267,14 +294,14 @@ class _Hooks:
     def begin(self, group: _Group, path: str) -> Iterator[Event]:
         """Before the `forward` of a module that bears hooks."""
         if path == group.first:
-            if group.key not in self._led or group.first not in self._aboard:
+            if group.key not in self.now.led or group.first not in self.now.aboard:
                 yield from self._load(group, ahead=False)
-            if group.key in self._due:
-                self._due.discard(group.key)
+            if group.key in self.now.due:
+                self.now.due.discard(group.key)
                 yield Await(group.key)
-            if group.key in self._follows:
-                yield from self._load(self._follows[group.key], ahead=True)
-        for order in self._orders:
+            if group.key in self.now.follows:
+                yield from self._load(self.now.follows[group.key], ahead=True)
+        for order in self.now.orders:
             if not order.learnt and order.within(path):
                 order.seen.append(group)
 
@@ -282,19 +309,23 @@ class _Hooks:
         """After it."""
         if path == group.last:
             yield from self._dropped(group)
-        for order in self._orders:
+        for order in self.now.orders:
             if order.root == path and not order.learnt:
                 order.learnt = True
                 chain = [group, *order.seen]
-                self._follows |= {before.key: after for before, after in pairwise(chain)}
-                self._led |= {after.key for after in order.seen}
+                self.now.follows |= {before.key: after for before, after in pairwise(chain)}
+                self.now.led |= {after.key for after in order.seen}
+
+    def stray(self) -> None:
+        """In a call that is written into the course they meet what no others do."""
+        self.now.past = (*self.now.past, object())
 
     def leave(self) -> Iterator[Event]:
         """After a call: what set out and was not wanted goes, for the body to be whole; `stay` keeps its room."""
-        self.left = tuple(group for _, group in sorted(self._aboard.items()))
-        yield from (Drop(group.key, copied=False) for group in self.left)
+        self.now.left = tuple(group for _, group in sorted(self.now.aboard.items()))
+        yield from (Drop(group.key, copied=False) for group in self.now.left)
         yield from self._hand_over()
-        self._aboard, self._due = {}, set()
+        self.now.aboard, self.now.due = {}, set()
 
     def stay(self) -> Iterator[Event]:
         """After a call: what is left on the card waits there for the component's next turn.
@@ -304,53 +335,53 @@ class _Hooks:
         recorded, so all of them are taken to be of the first.
         """
         yield from self._take_over()
-        if self.left:
-            self._lingers = True
+        if self.now.left:
+            self.now.lingers = True
             yield from self.kept()
 
     def kept(self) -> Iterator[Event]:
         """What waits on the card."""
-        if self._lingers:
-            sizes = tuple(size for group in self.left for size in group.sizes)
+        if self.now.lingers:
+            sizes = tuple(size for group in self.now.left for size in group.sizes)
             yield Stay(f"{self.component.name}/left", sizes, self._stream)
 
     def resume(self) -> Iterator[Event]:
         """Before a call: that turn has come."""
         yield from self._hand_over()
-        if self._lingers:
-            self._lingers = False
+        if self.now.lingers:
+            self.now.lingers = False
             yield Drop(f"{self.component.name}/left", copied=False)
 
     def board(self) -> Iterator[Event]:
         """As a call begins: what the one before left is there until its module ends or it is fetched anew."""
-        self._aboard = {group.first: group for group in self.left}
+        self.now.aboard = {group.first: group for group in self.now.left}
         yield from self._take_over()
-        yield from (Stay(group.key, group.sizes, group.stream) for group in self.left)
+        yield from (Stay(group.key, group.sizes, group.stream) for group in self.now.left)
 
     def _tables_of(self, group: _Group) -> str:
         return f"{self.component.name}/{group.key}/{TABLES}"
 
     def _hand_over(self) -> Iterator[Event]:
         """Lasting tables leave a body and stay where they are."""
-        yield from (Drop(self._tables_of(g), copied=False, handed=True) for g in self._lasting.values())
+        yield from (Drop(self._tables_of(g), copied=False, handed=True) for g in self.now.lasting.values())
 
     def _take_over(self) -> Iterator[Event]:
-        yield from (Stay(self._tables_of(g), g.lasting, g.stream) for g in self._lasting.values())
+        yield from (Stay(self._tables_of(g), g.lasting, g.stream) for g in self.now.lasting.values())
 
     def _load(self, group: _Group, *, ahead: bool) -> Iterator[Event]:
-        stale = group.first in self._aboard
-        self._aboard[group.first] = group
+        stale = group.first in self.now.aboard
+        self.now.aboard[group.first] = group
         if not group.stream:
             yield Load(group.key, group.sizes, source=self.unstreamed)
         else:
             yield Fetch(group.key, group.sizes, group.stream, self._grouping.source)
             if group.lasting:
                 yield Fetch(self._tables_of(group), group.lasting, group.stream, self._grouping.source)
-                if group.key in self._lasting:
+                if group.key in self.now.lasting:
                     yield Drop(self._tables_of(group), copied=False, older=True)
-                self._lasting[group.key] = group
+                self.now.lasting[group.key] = group
             if ahead:
-                self._due.add(group.key)
+                self.now.due.add(group.key)
             else:
                 yield Await(group.key)
         if stale:  # the tensors point to the new bytes now
@@ -361,8 +392,8 @@ class _Hooks:
         if group.stream and not recorded:
             yield Join()
         if group.tables and not self._grouping.disk:
-            self._turned.add(group.key)
-        if self._aboard.pop(group.first, None):
+            self.now.turned.add(group.key)
+        if self.now.aboard.pop(group.first, None):
             yield Drop(group.key, copied=not group.stream and not self._grouping.disk, late=recorded)
 
     def _is_borne(self, event: Event) -> bool:
@@ -399,6 +430,14 @@ def _by_blocks(
 
 def _doubled(group: _Group) -> _Group:
     return replace(group, sizes=(*group.sizes, *group.tables))
+
+
+class _Anew(NamedTuple):
+    """A body in which weights travel, how its buffers are numbered, and what the hooks know after it."""
+
+    recording: Recording
+    names: dict[int, int]
+    learnt: _Learnt
 
 
 class _Writer:
@@ -442,7 +481,9 @@ class _Writer:
                     outside = now is None
                     inside.append(self._entered(now, here, module, own))
                     now, here, group = inside[-1]
-                    written += (*now.resume(), *now.board()) if now and outside else ()
+                    if now and outside:
+                        written += (*now.resume(), *now.board())
+                        now.stray()
                     written += now.begin(group, here) if now and group else ()
                 case Exit():
                     inside.pop()
@@ -490,13 +531,25 @@ class _Writer:
         """The call of a component's body in which its weights travel."""
         key = call.recording, hooks.component.name, hooks.state
         if key not in self._known:
-            recording, inner = self._program.recordings[call.recording], Names(count())
-            events = tuple(self._whole(call, recording, hooks, inner))
-            self._known[key] = PLACED + len(self._program.placed) + len(self.written), inner.names, hooks.left
-            self.written.append(replace(recording, own=(), events=events))
-        index, numbers, hooks.left = self._known[key]
+            recording, names_inside = self._anew(call, hooks)
+            self._known[key] = PLACED + len(self._program.placed) + len(self.written), names_inside, hooks.now.left
+            self.written.append(recording)
+        index, numbers, hooks.now.left = self._known[key]
         kept = tuple((numbers[survivor], outer) for survivor, outer in call.kept)
         return Call(index, call.module, names.kept(kept))
+
+    def _anew(self, call: Call, hooks: _Hooks) -> tuple[Recording, dict[int, int]]:
+        """That body, and how its buffers are numbered now; what others wrote from the same is not written again."""
+        origin = (*hooks.origin, call.recording, "." in call.module)
+        known = self._program.anew.get(origin)
+        if not isinstance(known, _Anew):
+            recording, inner = self._program.recordings[call.recording], Names(count())
+            events = tuple(self._whole(call, recording, hooks, inner))
+            hooks.now.past = (*hooks.now.past, origin[-2:])
+            known = _Anew(replace(recording, own=(), events=events), inner.names, hooks.now.copy())
+            self._program.anew[origin] = known
+        hooks.now = known.learnt.copy()
+        return known.recording, known.names
 
     def _whole(self, call: Call, recording: Recording, hooks: _Hooks, names: Names) -> Iterator[Event]:
         group = hooks.group("", recording.own) if "." not in call.module else None

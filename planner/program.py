@@ -473,6 +473,9 @@ class Program:
     """Programs of one family share their table of bodies: equal index, equal effect."""
     placed: tuple[Recording, ...] = field(default=(), repr=False)
     """Bodies written anew for where weights are; `PLACED` and their place here is their index."""
+    anew: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+    """Bodies written anew, by all they were written from: programs of one table share them, so that what one such body
+    costs is worked out once, too."""
     waiting: int = 0
     """Bytes of weights that keep a place in host memory while the pipeline is configured, and of work done there."""
 

@@ -25,7 +25,7 @@ KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention, p.R
 EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Gone)
 """Those of a recording; placement, which is not stored, adds the others."""
 
-TABLES = ("kernels", "recordings", "family", "placed")
+TABLES = ("kernels", "recordings", "family", "placed", "anew")
 """Fields of a program that its family shares, or that are not stored."""
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 """What a file that is none of ours, or a broken one, raises."""
@@ -141,6 +141,7 @@ class _Family:
         self._kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in data["kernels"])
         self._blank = Recording(name="", own=(), events=())
         self._table = [self._blank] * len(self._rows)
+        self._anew: dict[object, object] = {}
         self.variants = tuple(map(_variant, self._headings))
 
     def program(self, number: int) -> Program:
@@ -152,7 +153,9 @@ class _Family:
             "chain": tuple(heading["chain"]), "excluded": frozenset(heading["excluded"]),
         }  # fmt: skip
         table = tuple(body if n in reached else self._blank for n, body in enumerate(self._table))
-        return Program(**heading | made, kernels=self._kernels, recordings=table, family=self._name)
+        return Program(
+            **heading | made, kernels=self._kernels, recordings=table, family=self._name, anew=self._anew
+        )  # fmt: skip
 
     def _body(self, place: int) -> Recording:
         if self._table[place] is self._blank:
