@@ -57,7 +57,8 @@ def card(name: str) -> Device:
     What `vram-planner calibrate` measured on such a card of this machine takes the place of published figures.  Raises
     UnknownDevice where no card, or more than one, goes by that name.
     """
-    if (file := shipped() / "gpus" / f"{name}.toml") in _files() and "vram" in (facts := read_toml(file)):
+    file = shipped() / "gpus" / f"{Path(name).name}.toml"
+    if file.stem == name and file.is_file() and "vram" in (facts := read_toml(file)):
         return calibrated(_card(file, facts).device)  # what it calls itself needs no look at the others
     tiers = (({_plain(name)}, _own_names), ({_plain(name)}, _device_names), (_names(name), _short_names))
     found = ([known for known in catalogue() if not names_of(known).isdisjoint(wanted)] for wanted, names_of in tiers)

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 31
+FORMAT = 32
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
@@ -29,8 +30,8 @@ TABLES = ("kernels", "recordings", "family", "placed", "anew")
 """Fields of a program that its family shares, or that are not stored."""
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 """What a file that is none of ours, or a broken one, raises."""
-FLAT = frozenset(EVENTS.index(kind) for kind in (p.Alloc, p.Free, p.Run))
-"""Events that are numbers only; nearly all are."""
+NUMBERS = {EVENTS.index(kind): len(kind._fields) for kind in (p.Alloc, p.Free, p.Run)}
+"""Events that are numbers only, with how many these are; nearly all are."""
 
 
 def key_of(*facts: object) -> str:
@@ -103,7 +104,7 @@ def _packed(members: Sequence[Program]) -> dict[str, Any]:
     for member in members:
         for place in _reached(member.recordings.__getitem__, member.course):
             recording = member.recordings[place]
-            rows[place] = [recording.name, recording.own, [_row(EVENTS, event) for event in recording.events]]
+            rows[place] = [recording.name, recording.own, [*_tokens(recording.events)]]
     most = max(members, key=lambda member: len(member.kernels))
     return {
         "kernels": [_row(KERNELS, kernel) for kernel in most.kernels], "recordings": rows,
@@ -160,7 +161,7 @@ class _Family:
     def _body(self, place: int) -> Recording:
         if self._table[place] is self._blank:
             name, own, events = self._rows[place]
-            self._table[place] = Recording(name=name, own=tuple(own), events=tuple(map(_event, events)))
+            self._table[place] = Recording(name=name, own=tuple(own), events=tuple(_events(events)))
         return self._table[place]
 
 
@@ -170,11 +171,21 @@ def _variant(heading: dict[str, Any]) -> Variant:
     return Variant(**given | {"channels_last": frozenset(given["channels_last"]), "settings": settings})
 
 
-def _event(row: list[Any]) -> Event:
-    """An event by its fields, all of which are stored; made as a plain tuple, which is all that it checks."""
-    kind, *given = row
-    event: Event = tuple.__new__(EVENTS[kind], given if kind in FLAT else map(_frozen, given))
-    return event
+def _tokens(events: Iterable[Event]) -> Iterator[Any]:
+    """Events one after the other: their kind, then their numbers, or a list of their fields where these are not all."""
+    for event in events:
+        kind = EVENTS.index(type(event))
+        yield kind
+        yield from event if kind in NUMBERS else ([*event],)
+
+
+def _events(tokens: Iterable[Any]) -> Iterator[Event]:
+    """The same as they were; made as plain tuples, which is all that they check."""
+    given = iter(tokens)
+    for kind in given:
+        fields_ = islice(given, NUMBERS[kind]) if kind in NUMBERS else map(_frozen, next(given))
+        event: Event = tuple.__new__(EVENTS[kind], fields_)
+        yield event
 
 
 def _component(data: dict[str, Any]) -> Component:
