@@ -101,25 +101,27 @@ def solving(model: str, card: Device, cache: Path) -> float:
     """Seconds the solver takes for a plan on half of the card, what it asks of others not counted."""
     spent: list[float] = []
 
-    def apart(work: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(work: Callable[..., Any], sign: int) -> Callable[..., Any]:
         def measured(*args: Any) -> Any:
             start = time.process_time()
             try:
                 return work(*args)
             finally:
-                spent.append(start - time.process_time())
+                spent.append(sign * (time.process_time() - start))
 
         return measured
 
-    def found(problems: Any, *, accept: Any, slack: float, exact: Any, decided: Any) -> Any:
-        start = time.process_time()
-        try:
-            return asked(problems, accept=apart(accept), slack=slack, exact=apart(exact), decided=decided)
-        finally:
-            spent.append(time.process_time() - start)
+    class Apart(choose.solve.Search):
+        def __init__(self, problems: Any, accept: Any, *others: Any) -> None:
+            exact, *more = (counted(others[0], -1), *others[1:]) if others else (choose.solve.as_offered,)
+            super().__init__(problems, counted(accept, -1), exact, *more)
 
-    asked = choose.solve.found
-    with patch.object(choose.solve, "found", found), suppress(PlannerError):
+    with (
+        patch.multiple(
+            choose.solve, Search=Apart, found=counted(choose.solve.found, 1), undercut=counted(choose.solve.undercut, 1)
+        ),
+        suppress(PlannerError),
+    ):
         opened(model, Request(fidelity=Fidelity.LOSSY), cache=cache).attempt(card, budget=card.total // 2)
     return sum(spent)
 

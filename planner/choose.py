@@ -76,13 +76,16 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
         found = ((label, solve.undercut(made.unburdened(label), reach)) for label in labels)
         return {label: least for label, least in found if least is not None}
 
-    possible = limits.capacity >= pricer.least
+    def begun() -> solve.Search:
+        return solve.Search((), runs, made.exact, decided)
+
+    possible, search = limits.capacity >= pricer.least, begun()
     for scenes in _by_bound(pricer, made, pruned, latest):
         visited += (scene.problem.label for scene in scenes)
         hopeful += (scene.problem.label for scene in scenes)
+        search.extend(scene.problem for scene in scenes)
         while possible:
-            problems = [made.called(label).problem for label in hopeful]
-            best = solve.found(problems, accept=runs, slack=SLACK, exact=made.exact, decided=decided)
+            best = solve.found(search, SLACK)
             if not (widened := narrow()):
                 lower = missed()
                 widened = {n for n, least in lower.items() if best is None or least * (1 + SLACK) < best.seconds}
@@ -90,10 +93,12 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
                 break
             for label in sorted(widened):
                 made.widen(label)
+                search.change(made.called(label).problem)
         if best:
             best = replace(best, bound=min((best.bound, *lower.values())))
         if best is None:  # what they offer will not do, however often it is asked
             hopeful.clear()
+            search = begun()
     if best is None:
         problems = [made.called(label).problem for label in visited]
         missing = solve.evidence(problems, sum(bool(seen.failed) for seen in rehearsals.values()), made.exact)

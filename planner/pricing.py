@@ -97,6 +97,10 @@ class Pricer:
         """How many candidates were."""
         return len(self._known)
 
+    def knows(self, candidate: Candidate) -> bool:
+        """Whether it was priced before."""
+        return candidate in self._known
+
     def price(self, candidate: Candidate) -> Priced:
         """The candidate's program and phases.  Raises Unserved where the card has no kernel for it."""
         if candidate not in self._known:

@@ -195,7 +195,9 @@ class Scenes:
         offers = [
             resident,
             *(
-                _sketched(option, made, weights) if made else self._streamed(scene, (option,))
+                self._streamed(scene, (option,))
+                if made is None or self._pricer.knows(self._pricer.merged(scene, (option,)))
+                else _sketched(option, made, weights)
                 for option, made in sketches
             ),
         ]

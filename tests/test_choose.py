@@ -136,8 +136,8 @@ def test_no_product_runs_below_the_least(pricer: Pricer, *, expandable: bool) ->
     assert not rehearse(program, CARD, capacity=pricer.least, expandable=expandable).failed
 
 
-def test_below_the_least_nothing_is_searched(pricer: Pricer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planner.choose.solve.found", lambda *_, **__: pytest.fail("searched"))
+def test_below_the_least_the_allocator_is_not_asked(pricer: Pricer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pricer, "rehearse", lambda *_: pytest.fail("asked"))
     with pytest.raises(NothingFits) as hopeless:
         choose(pricer, Limits(capacity=pricer.least - 1, host=None))
     assert hopeless.value.evidence.refused == 0

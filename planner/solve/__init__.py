@@ -23,6 +23,7 @@ __all__ = [
     "NoSolution",
     "Offer",
     "Problem",
+    "Search",
     "Solution",
     "alternatives",
     "evidence",
@@ -51,28 +52,14 @@ def solve(
     that: of choices that share them no other is asked about.  Raises `NoSolution`.
     """
     search = Search(problems, accept, exact, decided)
-    if (solution := _found(search, slack)) is None:
+    if (solution := found(search, slack)) is None:
         raise evidence(search.problems, search.refused, exact)
     return solution
 
 
-def found(
-    problems: Sequence[Problem], *, accept: Callable[[Solution], bool], slack: float, exact: Exact, decided: Decided
-) -> Solution | None:
-    """The same; None where there is nothing, which is all that is said then, and quickly."""
-    return _found(Search(problems, accept, exact, decided), slack)
-
-
-def undercut(problem: Problem, seconds: float) -> float | None:
-    """The least seconds of what is feasible where these are fewer, else None.  Sketches count as they are."""
-    level = max(offer.fidelity for group in problem.groups for offer in group)
-    fastest = Search((problem,), lambda _: True).sweep(Aim(level, nanoseconds(seconds) - 1 if seconds < inf else inf))
-    return fastest.time / 1e9 if fastest else None
-
-
-def _found(search: Search, slack: float) -> Solution | None:
-    problems = search.problems
-    levels = sorted({0, *(offer.fidelity for problem in problems for group in problem.groups for offer in group)})
+def found(search: Search, slack: float) -> Solution | None:
+    """The same of a search that may have begun before; None where there is nothing, and quickly."""
+    levels = sorted({0, *(offer.fidelity for p in search.problems for group in p.groups for offer in group)})
     unasked = UNLIMITED
     while fastest := search.reach(Aim(levels[-1])):
         hunts = (search.hunt(Aim(level, fastest.time * (1 + slack), frugal=True)) for level in levels)
@@ -82,6 +69,13 @@ def _found(search: Search, slack: float) -> Solution | None:
         if key:
             return search.solution(key, min(unasked, fastest.time))
     return None
+
+
+def undercut(problem: Problem, seconds: float) -> float | None:
+    """The least seconds of what is feasible where these are fewer, else None.  Sketches count as they are."""
+    level = max(offer.fidelity for group in problem.groups for offer in group)
+    fastest = Search((problem,), lambda _: True).sweep(Aim(level, nanoseconds(seconds) - 1 if seconds < inf else inf))
+    return fastest.time / 1e9 if fastest else None
 
 
 def smallest(
@@ -102,7 +96,7 @@ def smallest(
         # Each scene must first beat the best so far; only then is bisecting worth it.
         low, limit = 0, UNLIMITED if high is None else high - 1
         while low <= limit:
-            search.problems = [limited(each, limit) for each in search.problems]
+            search.change(limited(search.problems[0], limit))
             if key := search.hunt(Aim(UNLIMITED, enough=0)):
                 high = need(search.solution(key, 0))
             elif high is None or limit == high - 1:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from operator import mul, sub
+from operator import mul
 from typing import NamedTuple
 
 from planner.solve.problem import Problem, nanoseconds
@@ -31,11 +31,8 @@ class Bare(NamedTuple):
     changes: int
     name: str
     rows: Rows
-
-    def above(self, least: Bare) -> Bare:
-        """What it adds to the least of its group."""
-        rows = tuple(map(sub, self.rows, least.rows))
-        return Bare(self.time - least.time, self.changes - least.changes, self.name, rows)
+    load: int
+    """The rows, packed."""
 
 
 class Item(NamedTuple):
@@ -74,18 +71,19 @@ def guards(rows: Rows) -> int:
 
 def least(group: list[Bare]) -> Bare:
     """The least of everything, each from whichever offer has it."""
-    rows = tuple(map(min, zip(*(bare.rows for bare in group), strict=True)))
-    return Bare(min(bare.time for bare in group), min(bare.changes for bare in group), "", rows)
+    rows = tuple(map(min, *(bare.rows for bare in group))) if len(group) > 1 else group[0].rows
+    return Bare(min(bare.time for bare in group), min(bare.changes for bare in group), "", rows, pack(rows))
 
 
 def undominated(group: list[Bare]) -> list[Bare]:
     """Without offers to which another is preferred in any company: before them in order, and in no row more."""
-    kept: list[tuple[Bare, int]] = []
+    kept: list[Bare] = []
+    guard = guards(group[0].rows) if group else 0
     for bare in sorted(group):
-        guard, load = guards(bare.rows), pack(bare.rows)
-        if not any(other.changes <= bare.changes and (load - less + guard) & guard == guard for other, less in kept):
-            kept.append((bare, load))
-    return [bare for bare, _ in kept]
+        room = bare.load + guard
+        if not any(other.changes <= bare.changes and (room - other.load) & guard == guard for other in kept):
+            kept.append(bare)
+    return kept
 
 
 def possible(groups: list[list[Bare]], limits: Rows, time: float) -> list[list[Bare]]:
@@ -94,9 +92,9 @@ def possible(groups: list[list[Bare]], limits: Rows, time: float) -> list[list[B
     while all(groups):
         lows = [least(group) for group in groups]
         spare = time - sum(low.time for low in lows)
-        room = pack(limits) - sum(pack(low.rows) for low in lows) + guard
+        room = pack(limits) - sum(low.load for low in lows) + guard
         kept = [
-            [b for b in group if b.time - low.time <= spare and (room - pack(b.above(low).rows)) & guard == guard]
+            [b for b in group if b.time - low.time <= spare and (room - b.load + low.load) & guard == guard]
             for group, low in zip(groups, lows, strict=True)
         ]
         if kept == groups:
@@ -130,20 +128,19 @@ def multipliers(groups: list[list[tuple[int, tuple[float, ...]]]]) -> list[float
     return found
 
 
-def prices(groups: list[list[Bare]], room: Rows) -> Rows:
-    """Fixed-point nanoseconds per byte of each row; nothing for rows that cannot overflow."""
-    peaks = [
-        sum(most) for most in zip(*(map(max, zip(*(b.rows for b in g), strict=True)) for g in groups), strict=True)
+def prices(groups: list[list[Bare]], lows: list[Bare], room: Rows) -> dict[int, int]:
+    """Fixed-point nanoseconds per byte of each row that can overflow the room above the least."""
+    most = [tuple(map(max, zip(*(bare.rows for bare in group), strict=True))) for group in groups]
+    above = (sum(high[row] - low.rows[row] for high, low in zip(most, lows, strict=True)) for row in range(len(room)))
+    tight = [row for row, peak in enumerate(above) if peak > room[row]]
+    if not tight:
+        return {}
+    shares = [
+        [(b.time - low.time, tuple((b.rows[row] - low.rows[row]) / room[row] for row in tight)) for b in group]
+        for group, low in zip(groups, lows, strict=True)
     ]
-    tight = [row for row, peak in enumerate(peaks) if peak > room[row]]
-    result = [0] * len(room)
-    if tight:
-        shares = [
-            [(bare.time, tuple(bare.rows[row] / room[row] for row in tight)) for bare in group] for group in groups
-        ]
-        for row, price in zip(tight, multipliers(shares), strict=True):
-            result[row] = int(price * 2**SCALE / room[row])
-    return tuple(result)
+    found = zip(tight, multipliers(shares), strict=True)
+    return {row: int(price * 2**SCALE / room[row]) for row, price in found}
 
 
 def prepare(problem: Problem, groups: list[list[Bare]], limit: float) -> Scene | None:
@@ -154,23 +151,31 @@ def prepare(problem: Problem, groups: list[list[Bare]], limit: float) -> Scene |
     if not all(groups):
         return None
     lows = [least(group) for group in groups]
-    room = tuple(limit - sum(low) for limit, *low in zip(limits, *(low.rows for low in lows), strict=True))
+    room = tuple(limit - sum(low.rows[row] for low in lows) for row, limit in enumerate(limits))
     time = start + sum(low.time for low in lows)
     if min(room) < 0 or time > limit:
         return None
-    above = [[bare.above(low) for bare in group] for group, low in zip(groups, lows, strict=True)]
-    price = prices(above, room)
-    items = [
-        sorted(
-            Item((b.time << SCALE) + sum(map(mul, price, b.rows)), b.time, b.changes, b.name, pack(b.rows)) for b in g
-        )
-        for g in above
-    ]
+    price = prices(groups, lows, room)
+    items = [_items(group, low, price) for group, low in zip(groups, lows, strict=True)]
     return Scene(
         groups=[[item._replace(price=item.price - line[0].price) for item in line] for line in items],
         room=pack(room) + guards(room),
         guard=guards(room),
-        price=(time << SCALE) + sum(line[0].price for line in items) - sum(map(mul, price, room)),
+        price=(time << SCALE)
+        + sum(line[0].price for line in items)
+        - sum(each * room[row] for row, each in price.items()),
         time=time,
         changes=sum(low.changes for low in lows),
     )
+
+
+def _items(group: list[Bare], low: Bare, price: dict[int, int]) -> list[Item]:
+    """The offers of a group by price, counted from the least."""
+    rows = [(row, each, low.rows[row]) for row, each in price.items()]
+    return sorted(
+        Item(
+            (bare.time - low.time << SCALE) + sum(each * (bare.rows[row] - less) for row, each, less in rows),
+            bare.time - low.time, bare.changes - low.changes, bare.name, bare.load - low.load,
+        )
+        for bare in group
+    )  # fmt: skip

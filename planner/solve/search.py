@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from planner.solve.bounds import SCALE, Bare, Scene, prepare, undominated
+from planner.solve.bounds import SCALE, Bare, Scene, pack, prepare, undominated
 from planner.solve.problem import Offer, Problem, Solution, filled, nanoseconds
 
 PATIENCE = 24
@@ -42,9 +42,16 @@ class Aim(NamedTuple):
     """Nanoseconds that need not be undercut."""
 
 
-def quickest(problem: Problem) -> float:
-    """Seconds if there were no limits."""
-    return problem.seconds + sum(min((offer.seconds for offer in group), default=0.0) for group in problem.groups)
+def quickest(problem: Problem) -> int:
+    """Nanoseconds if there were no limits."""
+    fastest = (min((nanoseconds(offer.seconds) for offer in group), default=0) for group in problem.groups)
+    return nanoseconds(problem.seconds) + sum(fastest)
+
+
+def bare(offer: Offer, *, frugal: bool) -> Bare:
+    """An offer as the search looks at it; only one that is `frugal` counts changes."""
+    rows = (*offer.memory, offer.host)
+    return Bare(nanoseconds(offer.seconds), offer.changes * frugal, offer.name, rows, pack(rows))
 
 
 def as_offered(solution: Solution) -> tuple[Offer, ...]:
@@ -57,6 +64,16 @@ def by_all(solution: Solution) -> int:
     return len(solution.choice)
 
 
+class Least(NamedTuple):
+    """The best choice of a scene, or what it does not undercut; compared before or after one like it."""
+
+    key: Key
+    above: bool
+    """Whether it is beyond the key, by an unknown amount."""
+    known: bool
+    """Whether it is that choice."""
+
+
 class Search:
     """One search over several scenes, with what `accept` has said so far."""
 
@@ -67,18 +84,48 @@ class Search:
         exact: Exact = as_offered,
         decided: Decided = by_all,
     ) -> None:
-        self.problems, self.accept, self.exact, self.decided = list(problems), accept, exact, decided
+        self.problems: list[Problem] = []
+        self.accept, self.exact, self.decided = accept, exact, decided
         self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
         self.ruled_out: set[tuple[int, tuple[str, ...]]] = set()
         """Scenes and the first names of choices that were refused for these."""
         self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
         self.ready: dict[tuple[int, int, bool, bool, int, int | None, float], Scene | None] = {}
-        # Scenes that may be fast come first: what they reach dismisses the others.
-        self.order = sorted(range(len(problems)), key=lambda scene: quickest(problems[scene]))
+        self.quickest: list[int] = []
+        self.leasts: dict[Aim, dict[int, Least]] = {}
+        """By what is looked for and by scene.  A scene only gets worse: what was its best bounds what is left."""
         self.explored = 0
-        self.refusals = [0] * len(problems)
+        self.refusals: list[int] = []
         self.best: Key | None = None
         self.limit = math.inf
+        self.extend(problems)
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Look through these scenes, too."""
+        for problem in problems:
+            self.problems.append(problem)
+            self.quickest.append(quickest(problem))
+            self.refusals.append(0)
+            self.renew(len(self.problems) - 1)
+
+    def change(self, problem: Problem) -> None:
+        """Take this for the scene of its label, which may offer more now; what was said of its choices holds still."""
+        index = next(n for n, known in enumerate(self.problems) if known.label == problem.label)
+        self.problems[index], self.quickest[index] = problem, quickest(problem)
+        self.renew(index)
+
+    def renew(self, index: int) -> None:
+        """Nothing is known of what a scene has to offer."""
+        self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
+        self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
+        for aim, leasts in self.leasts.items():
+            leasts.pop(index, None)
+            leasts.update(self.hopeful(index, aim))
+
+    def hopeful(self, index: int, aim: Aim) -> dict[int, Least]:
+        """What is known of a scene beforehand; nothing where it cannot be quick enough."""
+        key = Key(0, self.quickest[index], index, ())
+        return {index: Least(key, above=False, known=False)} if key.time <= aim.limit else {}
 
     @property
     def refused(self) -> int:
@@ -88,7 +135,7 @@ class Search:
     @property
     def impatient(self) -> bool:
         """Whether choices that fit have been left out."""
-        return max(self.refusals) >= PATIENCE
+        return max(self.refusals, default=0) >= PATIENCE
 
     def hunt(self, aim: Aim) -> Key | None:
         """The best choice that is accepted; each candidate is asked about once."""
@@ -100,6 +147,7 @@ class Search:
                 return key
             self.ruled_out.add((key.scene, key.names[: self.decided(solution)]))
             self.refusals[key.scene] += 1
+            self.doubt(key.scene)
         return None
 
     def reach(self, aim: Aim) -> Key | None:
@@ -121,16 +169,43 @@ class Search:
         self.problems[index] = filled(self.problems[index], offers)
         self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
         self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
+        self.doubt(index)
+
+    def doubt(self, index: int) -> None:
+        """A scene has got worse."""
+        for leasts in self.leasts.values():
+            if index in leasts:
+                leasts[index] = leasts[index]._replace(known=False)
 
     def sweep(self, aim: Aim) -> Key | None:
-        """The best choice not refused so far."""
-        self.best, self.limit = None, aim.limit
-        spoilt = {scene for (scene, _), accepted in self.verdicts.items() if not accepted}
-        for index in self.order:
-            # A refused choice no longer stands in for those it dominates.
-            if scene := self.prepared(index, aim, whole=index in spoilt):
-                self.descend(scene, aim, Key(scene.changes, scene.time, index, ()), scene.price, scene.room)
-        return self.best
+        """The best choice not refused so far.  Only scenes that may have it are searched, and those that got worse."""
+        if aim not in self.leasts:
+            scenes = (self.hopeful(index, aim) for index in range(len(self.problems)))
+            self.leasts[aim] = {index: least for scene in scenes for index, least in scene.items()}
+        leasts = self.leasts[aim]
+        while leasts:
+            best, index = min((least, scene) for scene, least in leasts.items())
+            if best.known:
+                return best.key
+            rival = min((least.key for least in leasts.values() if least.known), default=None)
+            if found := self.searched(index, aim, rival):
+                leasts[index] = Least(found, above=False, known=True)
+            elif rival:
+                leasts[index] = Least(rival, above=True, known=False)
+            else:
+                del leasts[index]
+        return None
+
+    def searched(self, index: int, aim: Aim, rival: Key | None) -> Key | None:
+        """The best choice of a scene not refused so far, if it is better than a rival."""
+        self.best, self.limit = rival, aim.limit
+        if rival and not aim.frugal:
+            self.limit = min(aim.limit, rival.time - 1)
+        # A refused choice no longer stands in for those it dominates.
+        spoilt = any(place == index and not accepted for (place, _), accepted in self.verdicts.items())
+        if scene := self.prepared(index, aim, whole=spoilt):
+            self.descend(scene, aim, Key(scene.changes, scene.time, index, ()), scene.price, scene.room)
+        return None if self.best is rival else self.best
 
     def prepared(self, index: int, aim: Aim, *, whole: bool) -> Scene | None:
         """The scene made ready, once for sweeps that look for the same: after a refusal nothing else has changed."""
@@ -147,11 +222,7 @@ class Search:
         place = (index, aim.fidelity, aim.frugal, whole)
         if place not in self.stock:
             groups = [
-                [
-                    Bare(nanoseconds(o.seconds), o.changes * aim.frugal, o.name, (*o.memory, o.host))
-                    for o in group
-                    if o.fidelity <= aim.fidelity
-                ]
+                [bare(offer, frugal=aim.frugal) for offer in group if offer.fidelity <= aim.fidelity]
                 for group in self.problems[index].groups
             ]
             self.stock[place] = groups if whole else [undominated(group) for group in groups]
