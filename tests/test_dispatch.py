@@ -79,7 +79,7 @@ def test_what_is_infinite_is_told_by_magnitudes_that_take_room() -> None:
     """T5 looks at what each of its layers gives in half precision."""
     rows = ghost(1, 64, 64)
     size = 64 * 64
-    assert recorded(lambda: torch.isinf(rows))[0] == [2 * size, "abs", size, "eq", -2 * size, -size]
+    assert recorded(lambda: torch.isinf(rows))[0] == [2 * size, "abs", size, "eq", -2 * size]
 
 
 CARD = torch.device("cpu")
