@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import chain
 from math import inf
 
-from planner.blocks import Block, Pool, Seat
+from planner.blocks import Block, Pool, Seat, arranged
 from planner.errors import PlannerError
 
 # In the source: kMinBlockSize, kSmallSize, kSmallBuffer, kMinLargeAlloc, kLargeBuffer, kRoundLarge.
@@ -51,6 +51,8 @@ class OutOfMemory(PlannerError):
 
 Layout = tuple[tuple[int, ...], ...]
 """Idle blocks, pool by pool."""
+Arrangement = tuple[object, ...]
+"""Segments as rows of blocks, and who is where in them."""
 
 
 class Allocator:
@@ -69,6 +71,8 @@ class Allocator:
     """Requests that first had to empty the cache (`num_alloc_retries`)."""
     exchanges: int
     """Times that memory was had from the driver or given back."""
+    spare: int
+    """The least that was left to reserve when memory was had from the driver, with all that is cached given back."""
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class Allocator:
         self._late: deque[tuple[int, Block]] = deque()
         self._next_address = 0
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = self.exchanges = 0
+        self.spare = UNBOUNDED
 
     def malloc(self, size: int, stream: int = 0) -> Block | None:
         """A block for `size` bytes, None for zero; OutOfMemory when not even an empty cache makes room.
@@ -123,6 +128,11 @@ class Allocator:
         block.pool.put(block, "free")
 
     @property
+    def bound(self) -> int:
+        """Bytes it may reserve."""
+        return min(self._capacity, self._limit)
+
+    @property
     def settled(self) -> bool:
         """Whether no block is on its way back."""
         return not self._late
@@ -134,6 +144,15 @@ class Allocator:
         """
         small, large = zip((self._small, self._large), *self._others.values(), strict=True)
         return _layout(large), _layout(small)
+
+    def arrangement(self, held: Iterable[Block | None]) -> Arrangement:
+        """How idle blocks and those held lie to one another, whatever their addresses.
+
+        From the same arrangement the same requests meet the same fate.
+        """
+        pools = (self._small, self._large, *chain(*self._others.values()))
+        idle = (block for pool in pools for shelf in (pool.free, pool.unmapped) for block in shelf.blocks())
+        return self.reserved, *arranged((*held, *idle), pools)
 
     def retake(self, seat: Seat) -> Block:
         """The block that was given there from the same layout."""
@@ -196,10 +215,16 @@ class Allocator:
             self.settle()  # the host waits for what is still in use (synchronize_and_free_events)
             self.empty_cache()
             block = self._obtain(pool, rounded)
-        if block is None:
-            bound = min(self._capacity, self._limit)
-            raise OutOfMemory(size=rounded, allocated=self.allocated, reserved=self.reserved, capacity=bound)
+            if block is None:
+                raise OutOfMemory(size=rounded, allocated=self.allocated, reserved=self.reserved, capacity=self.bound)
+        if (left := self.bound - self.reserved) < self.spare:
+            self.spare = min(self.spare, left + self._cached())
         return block
+
+    def _cached(self) -> int:
+        """Bytes that an emptied cache would give back; of pages of expandable segments those in whole segments."""
+        pools = (self._large, self._small, *chain(*self._others.values()))
+        return sum(pool.free.whole() for pool in pools)
 
     def _obtain(self, pool: Pool, rounded: int) -> Block | None:
         segment = segment_size(rounded)

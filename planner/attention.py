@@ -29,6 +29,8 @@ SEEDED = frozenset({"flash", "efficient", "cudnn", "xformers"})
 """Backends that are torch's own kernels, which return what random numbers they began with, dropout or not."""
 EARLY = frozenset({"efficient", "cudnn"})
 """Those of them that ask for their output last of all but room to accumulate in."""
+LIKE_QUERIES = frozenset({"flash", "flash_attn", "flash_hub", "flash_3", "flash_3_hub", "flash_4_hub", "cudnn"})
+"""Those whose output lies as queries do (`at::empty_like`, `alloc_with_matching_layout`)."""
 SAGE_HEADS = (64, 128)
 """Head sizes of SageAttention's kernels; smaller heads are padded."""
 SAGE_KEYS = 128
@@ -71,13 +73,16 @@ def chosen(attention: Attention, compute_capability: tuple[int, int]) -> str:
 
 
 def requests(attention: Attention, device: Device) -> tuple[int, ...]:
-    """Bytes in the order they are asked for beyond inputs and output; ~n gives the n-th request back."""
+    """Bytes in the order they are asked for beyond inputs and output; ~n gives the n-th request back.
+
+    Where the caller copies what a fused kernel gave, the copy is the output, and `_given` comes on top of these.
+    """
     backend = chosen(attention, device.compute_capability)
     if backend == "xformers":  # runs torch's kernels, the flash one first (xformers.ops.fmha.dispatch)
         backend = "flash" if usable(attention, "flash", device.compute_capability) else "efficient"
     match backend:
         case "flash" | "flash_attn" | "flash_hub" | "flash_3" | "flash_3_hub" | "flash_4_hub":
-            return tuple(_flash(attention, device.multiprocessors))
+            return (*_padded(attention), *_flash(attention, device.multiprocessors))
         case "unfused":  # diffusers' processors before torch 2: scores and their softmax, in the inputs' dtype
             a = attention
             return (a.batch * a.heads * a.queries * a.keys * ITEM_SIZE[a.dtype],) * 2
@@ -99,6 +104,8 @@ def seeds(attention: Attention, device: Device) -> tuple[int, ...]:
 
 def in_order(attention: Attention, device: Device) -> tuple[int, ...]:
     """All that it requests, seeds included."""
+    if _lies_apart(attention, device):
+        return tuple(_given(attention, device))
     own, seeded = requests(attention, device), seeds(attention, device)
     first = late(attention, device)[0] - len(seeded) if _is_early(attention, device) else len(own)
     return *own[:first], *seeded, *own[first:]
@@ -108,6 +115,8 @@ def late(attention: Attention, device: Device) -> tuple[int, int]:
     """How many of these come before the output, and the bytes of that; zeros where it is there from the beginning."""
     a, backend = attention, chosen(attention, device.compute_capability)
     output = a.batch * a.heads * a.queries * a.value_size * ITEM_SIZE[a.dtype]
+    if _lies_apart(a, device):
+        return len(in_order(a, device)), output
     own = len(requests(a, device))
     if _is_early(a, device):
         return own - _accumulates(a, backend) + len(seeds(a, device)), output
@@ -120,7 +129,15 @@ def is_copied(a: Attention, device: Device) -> bool:
     diffusers gives that the name of the hidden states it was made from before it copies: so those go first.
     """
     backend = chosen(a, device.compute_capability)
-    return (backend == "math" and a.heads > 1) or _copies(a, backend)
+    return (backend == "math" and a.heads > 1) or _copies(a, backend) or _lies_apart(a, device)
+
+
+def _lies_apart(a: Attention, device: Device) -> bool:
+    """Whether what a kernel gives is not row by row: it lies as queries do, or is padded.  The caller copies it."""
+    backend = chosen(a, device.compute_capability)
+    if backend not in LIKE_QUERIES or _copies(a, backend) or 1 in (a.heads, a.queries):
+        return False
+    return "q" not in a.apart or (backend != "cudnn" and a.head_size % GRAIN > 0)
 
 
 def _is_early(a: Attention, device: Device) -> bool:
@@ -133,12 +150,42 @@ def _accumulates(a: Attention, backend: str) -> bool:
     return backend == "efficient" and ITEM_SIZE[a.dtype] == 2 and a.value_size > WIDE_HEAD
 
 
+def _given(a: Attention, device: Device) -> Iterator[int]:
+    """What a kernel asks for, its output among it, and all but that given back."""
+    seeded = seeds(a, device)
+    if chosen(a, device.compute_capability) == "cudnn":
+        before = (*_fused(a, "cudnn"), *seeded)
+        yield from (*before, _output(a))
+        yield from (~n for n in range(sum(size >= 0 for size in before)) if ~n not in before)
+    else:
+        pads, beside = _pads(a), (*_flash(a, device.multiprocessors), *seeded)
+        yield from (*pads, _output(a), *beside)
+        yield from (~(len(pads) + 1 + n) for n in range(len(beside)))
+        yield from (~n for n in range(len(pads)))
+
+
+def _output(a: Attention) -> int:
+    """Bytes of the output, padded where flash pads it."""
+    return a.batch * a.heads * a.queries * _up(a.value_size, GRAIN) * ITEM_SIZE[a.dtype]
+
+
+def _pads(a: Attention) -> tuple[int, ...]:
+    """Queries, keys and values as flash wants them, where they are copied for that."""
+    if a.head_size % GRAIN == 0:
+        return ()
+    rows = a.batch * a.heads * _up(a.head_size, GRAIN) * ITEM_SIZE[a.dtype]
+    return rows * a.queries, rows * a.keys, rows * a.keys
+
+
+def _padded(a: Attention) -> Iterator[int]:
+    """Those, and what the output is longer by."""
+    if pads := _pads(a):
+        yield from pads
+        yield a.batch * a.heads * a.queries * (_up(a.head_size, GRAIN) - a.head_size) * ITEM_SIZE[a.dtype]
+
+
 def _flash(a: Attention, multiprocessors: int) -> Iterator[int]:
-    item, rows = ITEM_SIZE[a.dtype], a.batch * a.heads
-    if a.head_size % GRAIN:
-        padded = _up(a.head_size, GRAIN) * item
-        yield from (rows * a.queries * padded, rows * a.keys * padded, rows * a.keys * padded)
-        yield rows * a.queries * (padded - a.head_size * item)  # the output is padded, too
+    rows = a.batch * a.heads
     yield rows * a.queries * 4  # log-sum-exp, always fp32
     if (splits := _splits(a, multiprocessors)) > 1:
         wide = _up(a.head_size, 32 if a.head_size <= 128 else 64)

@@ -7,6 +7,7 @@ A segment is a row of blocks linked left and right.  An idle block is `free` (me
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -98,6 +99,10 @@ class Shelf:
         """Sizes and addresses of all blocks."""
         return tuple(self._keys)
 
+    def whole(self) -> int:
+        """Bytes of the blocks that are segments of their own."""
+        return sum(block.size for block in self._blocks.values() if block.left is None and block.right is None)
+
     def blocks(self) -> list[Block]:
         """All blocks, the lowest address first."""
         return sorted(self._blocks.values(), key=lambda block: block.address)
@@ -149,3 +154,34 @@ class Pool:
         if size < block.size:
             self.put(block.cut(size), "free")
         return block
+
+
+def arranged(blocks: Sequence[Block | None], pools: Iterable[Pool]) -> tuple[object, object]:
+    """The segments of these blocks, each as a row of sizes and states, and the place of each block in them.
+
+    Segments come in order of addresses, which settles between blocks of one size; those of two pools never meet.
+    """
+    numbers = {id(pool): number for number, pool in enumerate(pools)}
+    places: dict[int, tuple[int, int]] = {}
+    rows: list[object] = []
+    for first in sorted(_firsts(blocks), key=lambda block: block.address):
+        row: list[tuple[int, State]] = []
+        block: Block | None = first
+        while block is not None:
+            places[block.address] = len(rows), len(row)
+            row.append((block.size, block.state))
+            block = block.right
+        rows.append((numbers[id(first.pool)], *row))
+    return tuple(rows), tuple(None if block is None else places[block.address] for block in blocks)
+
+
+def _firsts(blocks: Iterable[Block | None]) -> Iterator[Block]:
+    """The first block of each segment in which one of these lies."""
+    seen = set[int]()
+    for each in blocks:
+        block = each
+        while block is not None and block.address not in seen:
+            seen.add(block.address)
+            if block.left is None:
+                yield block
+            block = block.left

@@ -46,12 +46,21 @@ def _softmax(func: Any, kernel: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
     return out
 
 
+def _isinf(func: Any, given: torch.Tensor) -> torch.Tensor:
+    """Of a float CUDA compares the magnitude, in a tensor of its own (TensorCompare.cpp)."""
+    out: torch.Tensor = (
+        given.abs() == float("inf") if isinstance(given, FakeTensor) and given.is_floating_point() else func(given)
+    )
+    return out
+
+
 SOFTMAXES = {
     aten._softmax.default: (torch.softmax, torch.Tensor.softmax, functional.softmax),
     aten._log_softmax.default: (torch.log_softmax, torch.Tensor.log_softmax, functional.log_softmax),
 }
 INSTEAD: dict[Any, Callable[..., torch.Tensor]] = {
     functional.linear: linear,
+    **{func: partial(_isinf, func) for func in (torch.isinf, torch.Tensor.isinf)},
     **{func: partial(_softmax, func, kernel) for kernel, funcs in SOFTMAXES.items() for func in funcs},
 }
 """What is called in place of a function of torch."""

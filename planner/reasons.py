@@ -141,11 +141,14 @@ def smallest_capacity(
     low, high = least, max(least, (seen or pricer.rehearse(priced, None)).enough)
     reach = step  # what was just enough mostly ran short once, and else what is held nearly does: steps from there grow
     short = seen is not None and bool(seen.retries)
+    sure = seen is not None  # with room for all the call is not made again
     while high - low > step:
         middle = max(high - reach, (low + high) // 2) if short else min(low + reach, (low + high) // 2)
         tried = pricer.rehearse(priced, middle)
         low, high = (middle, high) if tried.failed else (low, max(low, min(middle, tried.enough)))
-        reach *= 4
+        reach, sure = reach * 4, sure or not tried.failed
+    while not sure and pricer.rehearse(priced, high).failed:
+        high += step
     return high
 
 

@@ -40,8 +40,11 @@ from planner.program import (
 )
 from planner.score import FEW, LAUNCH, Begin, Score, Scores
 
-LATER = 1
-"""Further calls of a pipeline that have to run under a cap as well."""
+LATER = 7
+"""Further requests that a pipeline has to meet near its cap, unless what they meet repeats before."""
+NEAR = 0.005
+"""Share of the cap below which a run is near it, by what would be left with the cache emptied.  Of 57 combinations at
+their least cap three ran out of memory in the third to the fifteenth request, none with a quarter of this more."""
 CALLS = 8
 """Calls of a component after which another, with no more held than before, leaves what it leaves and no more is known:
 the idle blocks of some wander for a hundred steps without coming back to where they lay."""
@@ -89,8 +92,8 @@ def rehearse(
 ) -> Rehearsal:
     """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes.
 
-    Under a cap the pipeline has to run again after it has returned, where the course has its next call as well; peaks
-    are those before that.
+    Under a cap the pipeline has to meet the same request again, where the course has its next call as well: once, and
+    near the cap until a request begins as an earlier one did, or `LATER` times.  Peaks are those of the first.
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
     """
     prices = cost or Cost(device)
@@ -102,7 +105,7 @@ def rehearse(
     peaks: dict[str, tuple[int, int]] = {}
     now, failed, returned, missing, most, taken = "start", "", 0, 0, 0, 0
     try:
-        for number, turn in enumerate(stage.turns(later=0 if capacity is None else LATER)):
+        for request, turn in stage.turns(later=0 if capacity is None else LATER):
             for event, called in calls(turn):
                 if called:
                     now = called
@@ -110,16 +113,19 @@ def rehearse(
                 taken += 1
                 stage.take(event, stage.course)
                 most = max(most, stage.allocator.peak_reserved)
-                if number < program.variant.splits:
+                if not request:
                     seen = peaks.get(now, (0, 0))
                     here = stage.allocator.peak_allocated, stage.allocator.peak_reserved
                     peaks[now] = max(seen[0], here[0]), max(seen[1], here[1])
+            returned += 1
     except OutOfMemory as error:
-        failed, returned, missing = now, number, error.size
+        failed, missing = now, error.size
+    if room is not None and stage.at_ease:
+        most = max(most, ceil((room - stage.allocator.spare) / (1 - NEAR)))
     return Rehearsal(
         allocated=max((a for a, _ in peaks.values()), default=0),
         reserved=max((r for _, r in peaks.values()), default=0), enough=most + aside,
-        retries=stage.allocator.retries, failed=failed, calls=returned, missing=missing,
+        retries=stage.allocator.retries, failed=failed, calls=returned if failed else 0, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
         reached=max(taken, len(loads) + 1) if failed else 0,
     )  # fmt: skip
@@ -165,6 +171,10 @@ def _reserved(sizes: Iterable[int]) -> int:
     return reserved
 
 
+_State = tuple[object, ...]
+"""All that decides what the next call meets."""
+
+
 class _Scene:
     """The buffers and weights of one body while it is replayed."""
 
@@ -195,6 +205,14 @@ class _Stage:
         """Where the small buffers lay."""
         self._warm = False
         self._launched = 0
+        self._begun: set[_State] = set()
+        """States in which requests began."""
+        self._cleared = False
+        """Whether the last one began with an emptied cache."""
+        self._retries = 0
+        """Those before it."""
+        self.at_ease = False
+        """Whether no more requests were looked at because none was near the cap."""
         self._temporaries: dict[int, tuple[int, ...]] = {}
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
@@ -208,26 +226,55 @@ class _Stage:
         self._copies: list[Block | None] = []
         """What the convolution that is about to run asked for before the room of its result."""
 
-    def turns(self, *, later: int) -> Iterator[tuple[Event, ...]]:
-        """The calls made of the pipeline and some `later` ones; after those that are written the last one again.
+    def turns(self, *, later: int) -> Iterator[tuple[int, tuple[Event, ...]]]:
+        """The calls made of the pipeline for a request and for `later` ones like it, with the number of the request.
 
-        Those of a split are all the same once one leaves the allocator as it met it.  After calls that were short of
-        memory later ones begin with an emptied cache (`refresh`).
+        Those that are not written are as the last.
         """
         *written, last = _parts(self.events)
-        splits, steady = self._program.variant.splits, False
-        for number in range(splits + later if written else 1):
-            if steady and number < splits:
-                continue
-            met = self._state()
-            if number >= splits and self.allocator.retries:
-                self.allocator.settle()
-                self.allocator.empty_cache()
-            yield written[number] if number < len(written) else last
-            steady = number >= len(written) and self._state() == met
+        splits = self._program.variant.splits if written else 1
+        for request in range(1 + later if written else 1):
+            if request and self._has_shown_all():
+                return
+            own = written[request * splits : (request + 1) * splits]
+            yield from ((request, turn) for turn in chain(own, self._rest(last, splits - len(own))))
 
-    def _state(self) -> tuple[object, ...]:
-        return self.allocator.layout(), self.allocator.reserved, tuple(sorted(self._temporaries.items()))
+    def _has_shown_all(self) -> bool:
+        """Whether the next request shows nothing new: it begins as an earlier one did, or two had room to spare.
+
+        After one that was short of memory it begins with an emptied cache (`refresh`).  One that was not short, but
+        began so, leaves what none has met.
+        """
+        allocator, cleared = self.allocator, self._cleared
+        allocator.settle()
+        self._cleared, self._retries = allocator.retries > self._retries, allocator.retries
+        if self._cleared:
+            allocator.empty_cache()
+        if (state := self._state()) in self._begun:
+            return True
+        again, met = self._cleared or not cleared, bool(self._begun)
+        self._begun.add(state)
+        self.at_ease = again and met and allocator.spare >= NEAR * allocator.bound
+        return self.at_ease
+
+    def _rest(self, turn: tuple[Event, ...], times: int) -> Iterator[tuple[Event, ...]]:
+        """A call again and again, until one begins as the one before did: all others do the same."""
+        before: _State = ()
+        for _ in range(times):
+            state = self._state() if times > 1 else ()
+            if state and state == before:
+                return
+            before = state
+            yield turn
+
+    def _state(self) -> _State:
+        """All that decides what the next call meets."""
+        weights = {key: blocks for key, blocks in self.course.weights.items() if blocks}
+        stayed: list[Block | None] = [block for block in self._stayed if block is not None]
+        rooms = (*chain.from_iterable(weights.values()), *self._handed.values(), self._outlived, stayed)
+        held = (*self.course.buffers.values(), *chain.from_iterable(rooms))
+        names = (*self.course.buffers, *weights, *self._handed, *map(len, weights.values()), *map(len, rooms))
+        return names, self.allocator.arrangement(held), tuple(sorted(self._temporaries.items()))
 
     def turn(self, component: str) -> None:
         """Another component is called.  The denoiser no longer meets what earlier calls left, where no end is known."""

@@ -221,6 +221,20 @@ def test_masks_and_seeds_come_before_the_output_and_room_to_accumulate_after_it(
     assert late(attention, device(capability)) == ((len(before), output) if before else (0, 0))
 
 
+def test_fused_kernels_lay_their_output_as_queries_lie_and_the_caller_copies_it() -> None:
+    """CogVideoX norms its queries head by head; of 36 numbers a head flash gives 40."""
+    sums, output = 256 * KiB, 2 * 8 * 4096 * 40 * 2
+    apart = replace(SD, backend="flash", apart="kv")
+    assert temporaries(apart, device((8, 6))) == (output, sums, 16, 8, ~1, ~2, ~3)
+    assert late(apart, device((8, 6))) == (7, output)
+    assert temporaries(replace(SD, apart=""), device((9, 0))) == (8, 8, output, ~0, ~1)
+    assert most(apart, device((8, 6))) == output
+    assert late(replace(apart, heads=1), device((8, 6))) == late(replace(apart, queries=1), device((8, 6))) == (0, 0)
+    odd = replace(SD, backend="flash", head_size=36, value_size=36)
+    assert temporaries(odd, device((8, 6))) == (output,) * 4 + (sums, 16, 8, ~4, ~5, ~6, ~0, ~1, ~2)
+    assert late(odd, device((8, 6))) == (13, output // 40 * 36)
+
+
 def test_math_holds_nine_bytes_a_score() -> None:
     """4 + 4 + 1 B beside fp32 copies of half inputs; the output, 2 or 4 B a number, is not there yet."""
     numbers, scores = 2 * 8 * 4096 * 40, 2 * 8 * 4096 * 4096

@@ -75,6 +75,13 @@ def test_a_number_that_is_raised_becomes_a_tensor() -> None:
     assert the(Plain, lambda: angles**2).scratch == 0
 
 
+def test_what_is_infinite_is_told_by_magnitudes_that_take_room() -> None:
+    """T5 looks at what each of its layers gives in half precision."""
+    rows = ghost(1, 64, 64)
+    size = 64 * 64
+    assert recorded(lambda: torch.isinf(rows))[0] == [2 * size, "abs", size, "eq", -2 * size]
+
+
 CARD = torch.device("cpu")
 """Ghosts lie on the CPU, and pipelines name the card by their device."""
 

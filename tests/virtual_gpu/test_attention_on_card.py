@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import rig
@@ -22,27 +23,41 @@ CASES = {
     "efficient, a mask": replace(BOOL, mask="float", mask_size=2 * 8 * 226 * 226, dtype="float32"),
     "efficient, yes or no": BOOL,
     "efficient, wide heads": replace(BOOL, head_size=160, value_size=160),
+    "flash, head by head": replace(PLAIN, apart="kv"),
+    "flash, padded": replace(PLAIN, head_size=36, value_size=36),
+    "flash, split": replace(PLAIN, queries=16, keys=8192, apart=""),
     "cudnn": PLAIN,
+    "cudnn, head by head": replace(PLAIN, apart=""),
+    "cudnn, head by head and a mask": replace(BOOL, apart=""),
     "cudnn, yes or no": BOOL,
 }
 
 
-def on_the_card(cases: list[tuple[str, str, int, str]]) -> list[list[int]]:
-    """Requests of each case: backend, dtype, head size and kind of mask."""
+def on_the_card(cases: list[tuple[str, dict[str, Any]]]) -> list[list[int]]:
+    """Requests of each case, by its backend, until the caller has rows that are whole."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
     told = []
-    for backend, dtype, size, mask in cases:
-        kind = getattr(torch, dtype)
-        heads = [torch.empty(2, 226, 8, size, device="cuda", dtype=kind).transpose(1, 2) for _ in range(3)]
-        rows = 8 if mask == "float" else 1
+    for backend, a in cases:
+        kind, wide = getattr(torch, a["dtype"]), a["head_size"]
+
+        def some(which: str, rows: int, a: dict[str, Any] = a, kind: torch.dtype = kind) -> torch.Tensor:
+            whole = which in a["apart"]
+            shape = (rows, a["heads"]) if whole else (a["heads"], rows)
+            made = torch.empty(a["batch"], *shape, a["head_size"], device="cuda", dtype=kind)
+            return made.transpose(1, 2) if whole else made
+
+        heads = some("q", a["queries"]), some("k", a["keys"]), some("v", a["keys"])
         masks = {"none": None, "float": kind, "bool": torch.bool}
-        given = masks[mask] and torch.zeros(2, rows, 226, 226, device="cuda", dtype=masks[mask])
+        given = masks[a["mask"]] and torch.zeros(
+            2, 8 if a["mask"] == "float" else 1, 226, 226, device="cuda", dtype=masks[a["mask"]]
+        )
         torch.cuda.memory._record_memory_history(max_entries=1000)
         with torch.no_grad(), sdpa_kernel(getattr(SDPBackend, f"{backend.upper()}_ATTENTION")):
             out = scaled_dot_product_attention(*heads, attn_mask=given)
+        out = out.transpose(1, 2).reshape(a["batch"], a["queries"], a["heads"] * wide)
         (events,) = torch.cuda.memory._snapshot()["device_traces"]
         torch.cuda.memory._record_memory_history(enabled=None)
         told.append([event["size"] for event in events if event["action"] == "alloc"])
@@ -52,7 +67,7 @@ def on_the_card(cases: list[tuple[str, str, int, str]]) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def told(vgpu: Server) -> dict[str, list[int]]:
-    asked = [(name.partition(",")[0], a.dtype, a.head_size, a.mask) for name, a in CASES.items()]
+    asked = [(name.partition(",")[0], asdict(a)) for name, a in CASES.items()]
     return dict(zip(CASES, vgpu.script(on_the_card, {"cases": asked}, **rig.card(CARD)), strict=True))
 
 
@@ -65,5 +80,6 @@ def test_requests_come_in_the_order_in_which_the_card_sees_them(told: dict[str, 
         attention = replace(CASES[name], backend=backend)
     asked = [size for size in in_order(attention, device) if size >= 0]
     before = sum(size >= 0 for size in in_order(attention, device)[: late(attention, device)[0]])
-    output = 2 * 8 * 226 * attention.value_size * (4 if attention.dtype == "float32" else 2)
+    a = attention
+    output = a.batch * a.heads * a.queries * a.value_size * (4 if a.dtype == "float32" else 2)
     assert told[name] == [*asked[:before], output, *asked[before:]]

@@ -1,7 +1,7 @@
 """Random combinations of all techniques keep their promises on full-size pipelines, and leave nothing behind.
 
 A part of benchmarks/combinations.py, which draws as many as one likes, and of all there is.  Left out here are
-quantized weights, since what is drawn must not hang on whether torchao is there, and `offload`, which has its own.
+quantized weights, since what is drawn must not hang on whether torchao is there.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("number", CHOSEN)
 def test_a_combination_is_as_promised_and_taken_back(vgpu: rig.Server, cache: Path, number: int) -> None:
-    row = seen(vgpu, draw(SEED, number, cache, without=frozenset({"quantization", "offload"})))
+    row = seen(vgpu, draw(SEED, number, cache, without=frozenset({"quantization"})))
     assert row.kept, row

@@ -42,6 +42,9 @@ CALLS = {
     "group norm of one pixel": "functional.group_norm, given(2, 64, 1, 1), 32, weight(64), weight(64)",
     "group norm in single precision": "functional.group_norm, given(2, 64, 9, dtype=torch.float32), 32",
     "a number to powers": "torch.pow, 10000, given(45, dtype=torch.float64)",
+    "what is infinite": f"torch.isinf, {ROWS}",
+    "what is infinite, of whole numbers": "torch.isinf, given(2, 30, dtype=torch.int64)",
+    "any that is infinite": f"lambda x: x.isinf().any(), {ROWS}",
     "layer norm of what lies otherwise": f"functional.layer_norm, {CROSS}, (64,), weight(64), weight(64)",
 }
 
