@@ -17,7 +17,7 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 32
+FORMAT = 33
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
