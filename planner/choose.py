@@ -56,7 +56,8 @@ def choose(pricer: Pricer, limits: Limits) -> Choice:
     def runs(solution: solve.Solution) -> bool:
         name = _name_of(solution)
         if name not in rehearsals:
-            rehearsals[name] = pricer.rehearse(made.whole(made.called(solution.label), solution), limits.capacity)
+            whole = made.whole(made.called(solution.label), solution)
+            rehearsals[name] = pricer.rehearse(whole, limits.capacity, brim=not limits.spare)
         if rehearsals[name].failed:
             refused.add(solution.label)
         return not rehearsals[name].failed

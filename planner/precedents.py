@@ -8,28 +8,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import is_
+from typing import NamedTuple
 
 from planner.program import PLACED, Call, Event, Gone, Program, Recording
 from planner.rehearsal import Rehearsal
 
-Terms = tuple[int | None, bool]
-"""Bytes torch may reserve, None for as many as it likes, and whether its segments grow."""
+
+class Terms(NamedTuple):
+    """Under which a program is rehearsed."""
+
+    capacity: int | None
+    """Bytes torch may reserve, None for as many as it likes."""
+    expandable: bool
+    brim: bool = True
+    """Whether a run near the capacity is looked into further."""
 
 
 @dataclass(slots=True)
 class Precedents:
     """Rehearsals of programs of one model on one card."""
 
-    _ran: dict[tuple[int, bool], tuple[Program, Rehearsal]] = field(default_factory=dict)
-    """By the identity of the program."""
+    _ran: dict[tuple[int, Terms], tuple[Program, Rehearsal]] = field(default_factory=dict)
+    """By the identity of the program, and terms without the capacity."""
     _failed: dict[Terms, list[tuple[Program, Rehearsal]]] = field(default_factory=dict)
 
     def find(self, program: Program, terms: Terms) -> Rehearsal | None:
         """What a rehearsal would show, where another shows it."""
-        capacity, expandable = terms
-        if ran := self._ran.get((id(program), expandable)):
+        if ran := self._ran.get((id(program), terms._replace(capacity=None))):
             _, seen = ran
-            if capacity is None or capacity >= seen.enough:
+            if terms.capacity is None or terms.capacity >= seen.enough:
                 return seen
         failed = self._failed.get(terms, ())
         return next((seen for other, seen in failed if alike(program, other, seen.reached)), None)
@@ -39,12 +46,11 @@ class Precedents:
 
         Without a cap the next call is not rehearsed; where it failed in one that is not written, nobody knows where.
         """
-        capacity, expandable = terms
         if seen.failed:
             if seen.reached <= len(program.events):
                 self._failed.setdefault(terms, []).append((program, seen))
-        elif capacity is not None and not seen.retries:
-            self._ran[id(program), expandable] = program, seen
+        elif terms.capacity is not None and not seen.retries:
+            self._ran[id(program), terms._replace(capacity=None)] = program, seen
 
 
 def alike(one: Program, other: Program, reached: int) -> bool:

@@ -17,7 +17,7 @@ from planner.device import Device
 from planner.errors import BadRequest, TraceFailed, Unserved
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Leaves, Passes
-from planner.precedents import Precedents
+from planner.precedents import Precedents, Terms
 from planner.program import Call, Component, Conv, Matmul, Program
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
@@ -218,17 +218,18 @@ class Pricer:
                 whole *= 1 + others
         return whole * (placed + resident * prod(1 + count for count in shares.values()))
 
-    def rehearse(self, priced: Priced, capacity: int | None) -> Rehearsal:
-        """The candidate in PyTorch's allocator."""
+    def rehearse(self, priced: Priced, capacity: int | None, *, brim: bool = True) -> Rehearsal:
+        """The candidate in PyTorch's allocator; where `brim` is not, a run near the capacity is not looked into."""
         grown = growth(priced.program, self._device, self._lessons)
         room = capacity if capacity is None or grown == 1.0 else int(capacity / grown)
         expandable = any(option.technique == EXPANDABLE for option in priced.candidate)
-        program, terms = self._in_full(priced), (room, expandable)
+        program, terms = self._in_full(priced), Terms(room, expandable, brim)
         seen = self._precedents.find(program, terms)
         if seen is None:
             seen = rehearse(
-                program, self._device, capacity=room, cost=self._cost, scores=self._scores, expandable=expandable
-            )
+                program, self._device, capacity=room, cost=self._cost, scores=self._scores, expandable=expandable,
+                brim=brim,
+            )  # fmt: skip
             self._precedents.keep(program, terms, seen)
         return seen if grown == 1.0 else seen.scaled(grown)
 

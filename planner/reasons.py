@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 
 from planner.choose import Choice, NothingFits
 from planner.cost import Phase
@@ -12,7 +13,7 @@ from planner.errors import BadRequest, TraceFailed
 from planner.limits import Growth, Look, last_fitting
 from planner.plan import DISK, HOST, Infeasible, PhasePromise, Plan, Promise, Rejection
 from planner.pricing import EXPANDABLE, LASTING, Candidate, Priced, Pricer, described, words
-from planner.rehearsal import Rehearsal
+from planner.rehearsal import NEAR, Rehearsal
 from planner.request import Request
 from planner.scenes import Scene
 from planner.solve import Alternative, alternatives
@@ -136,20 +137,22 @@ def smallest_capacity(
 ) -> int:
     """The least bytes under which the allocator runs the candidate, to `step` bytes, from a lower bound on.
 
-    `seen`: a rehearsal in which it ran.
+    `seen`: a rehearsal in which it ran.  Where steps are longer than `NEAR` that is left beside instead of looking into
+    what runs near its cap.
     """
+    brim = step <= NEAR * least
     low, high = least, max(least, (seen or pricer.rehearse(priced, None)).enough)
     reach = step  # what was just enough mostly ran short once, and else what is held nearly does: steps from there grow
     short = seen is not None and bool(seen.retries)
     sure = seen is not None  # with room for all the call is not made again
     while high - low > step:
         middle = max(high - reach, (low + high) // 2) if short else min(low + reach, (low + high) // 2)
-        tried = pricer.rehearse(priced, middle)
+        tried = pricer.rehearse(priced, middle, brim=brim)
         low, high = (middle, high) if tried.failed else (low, max(low, min(middle, tried.enough)))
         reach, sure = reach * 4, sure or not tried.failed
-    while not sure and pricer.rehearse(priced, high).failed:
+    while not sure and pricer.rehearse(priced, high, brim=brim).failed:
         high += step
-    return high
+    return high if brim else ceil(high * (1 + NEAR))
 
 
 def promise_of(priced: Priced, rehearsal: Rehearsal, device: Device) -> Promise:

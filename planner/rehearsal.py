@@ -89,12 +89,14 @@ def rehearse(
     cost: Cost | None = None,
     scores: Scores | None = None,
     expandable: bool = False,
+    brim: bool = True,
 ) -> Rehearsal:
     """Replay a program; `capacity` is what torch may reserve in all, None for as much as it likes.
 
     Under a cap the pipeline has to meet the same request again, where the course has its next call as well: once, and
     near the cap until a request begins as an earlier one did, or `LATER` times.  Peaks are those of the first.
     `expandable` is PYTORCH_ALLOC_CONF's expandable_segments: one growing segment a pool, and next to no fragmentation.
+    Where `brim` is not, two requests do: whoever asks leaves `NEAR` of what they took beside it.
     """
     prices = cost or Cost(device)
     loads = tuple(_loads(program.events))
@@ -106,6 +108,8 @@ def rehearse(
     now, failed, returned, missing, most, taken = "start", "", 0, 0, 0, 0
     try:
         for request, turn in stage.turns(later=0 if capacity is None else LATER):
+            if request > 1 and not brim:
+                break
             for event, called in calls(turn):
                 if called:
                     now = called
@@ -214,6 +218,8 @@ class _Stage:
         self.at_ease = False
         """Whether no more requests were looked at because none was near the cap."""
         self._temporaries: dict[int, tuple[int, ...]] = {}
+        self._leaner = 0
+        """Times that a convolution took to a leaner engine."""
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
         """What the call before left: tables and latents that the pipeline's scheduler holds."""
@@ -392,7 +398,7 @@ class _Stage:
         events = self._cost.body(self._program, recording, "none").events
         if events <= FEW or not allocator.settled:
             return self._replay(recording).buffers
-        large, small = ((recording, allocator.retries, layout) for layout in allocator.layout())
+        large, small = ((recording, self._leaner, layout) for layout in allocator.layout())
         if large in self._effects and small in self._trifles:
             return self._again(self._effects[large], self._trifles[small])
         before, top, launched = allocator.allocated, allocator.peak_allocated, self._launched
@@ -447,6 +453,7 @@ class _Stage:
         for size in workspace.engines(conv, self._device, every=True):
             if size < refused and self.allocator.can_malloc(size):
                 self._temporaries[index] = (*copies, size)
+                self._leaner += 1
                 return
         self.allocator.malloc(refused)
 

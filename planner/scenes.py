@@ -33,7 +33,8 @@ class Limits:
     capacity: int
     host: int | None
     spare: int = 0
-    """Bytes of the capacity that choices leave by their sums: fewer are then refused for their fragments."""
+    """Bytes of the capacity that choices leave by their sums: fewer are then refused for their fragments, and what runs
+    near it all the same is not looked into further."""
 
     @property
     def sums(self) -> int:

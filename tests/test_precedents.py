@@ -11,7 +11,7 @@ from reference import MiB, body, course, programs
 from techniques.programs import device
 
 from planner.offload import resident
-from planner.precedents import Precedents, alike
+from planner.precedents import Precedents, Terms, alike
 from planner.program import PLACED, Alloc, Call, Free, Load, Plain, Program, Run
 from planner.rehearsal import Rehearsal, rehearse
 
@@ -36,8 +36,8 @@ def rehearsed(program: Program) -> Rehearsal:
 def shared(one: Program, other: Program) -> Rehearsal | None:
     """What is known of the second program once the first was rehearsed."""
     precedents = Precedents()
-    precedents.keep(one, (CAP, False), rehearsed(one))
-    return precedents.find(other, (CAP, False))
+    precedents.keep(one, Terms(CAP, expandable=False), rehearsed(one))
+    return precedents.find(other, Terms(CAP, expandable=False))
 
 
 def test_what_comes_after_the_failure_makes_no_difference() -> None:
@@ -74,32 +74,36 @@ def test_events_of_two_kinds_are_never_the_same() -> None:
     assert alike(one, one, 1)
 
 
-@pytest.mark.parametrize("terms", [(CAP + MiB, False), (CAP, True), (None, False)])
+@pytest.mark.parametrize("terms", [(CAP + MiB, False), (CAP, True), Terms(None, expandable=False)])
 def test_other_terms_are_another_question(terms: tuple[int | None, bool]) -> None:
     one, precedents = made(50 * MiB, 2 * MiB), Precedents()
-    precedents.keep(one, (CAP, False), rehearsed(one))
+    precedents.keep(one, Terms(CAP, expandable=False), rehearsed(one))
     assert precedents.find(one, terms) is None
 
 
 def test_what_never_went_without_runs_alike_with_as_much() -> None:
     one, precedents = made(2 * MiB, 2 * MiB), Precedents()
     seen = rehearsed(one)
-    precedents.keep(one, (CAP, False), seen)
+    precedents.keep(one, Terms(CAP, expandable=False), seen)
     for capacity in (None, seen.enough, CAP + MiB):
-        assert precedents.find(one, (capacity, False)) == rehearse(one, device(), capacity=capacity) == seen
+        assert (
+            precedents.find(one, Terms(capacity, expandable=False))
+            == rehearse(one, device(), capacity=capacity)
+            == seen
+        )
     assert precedents.find(one, (seen.enough - 1, False)) is None
     assert precedents.find(one, (CAP, True)) is None
-    assert precedents.find(made(2 * MiB, 2 * MiB), (CAP, False)) is None
+    assert precedents.find(made(2 * MiB, 2 * MiB), Terms(CAP, expandable=False)) is None
 
 
 def test_what_had_to_retry_or_had_no_cap_decides_nothing() -> None:
     tight, precedents = made(25 * MiB, 30 * MiB), Precedents()
     seen = rehearsed(tight)
     assert seen.retries
-    precedents.keep(tight, (CAP, False), seen)
-    precedents.keep(tight, (None, False), rehearse(tight, device()))
-    assert precedents.find(tight, (CAP, False)) is None
-    assert precedents.find(tight, (None, False)) is None
+    precedents.keep(tight, Terms(CAP, expandable=False), seen)
+    precedents.keep(tight, Terms(None, expandable=False), rehearse(tight, device()))
+    assert precedents.find(tight, Terms(CAP, expandable=False)) is None
+    assert precedents.find(tight, Terms(None, expandable=False)) is None
 
 
 @settings(max_examples=150, deadline=None)
@@ -110,6 +114,6 @@ def test_a_shared_refusal_is_what_a_rehearsal_shows(program: Program, mebibytes:
     cut = data.draw(st.integers(0, len(one.events)))
     other = one.with_course(one.events[:cut] + one.events[cut:] * 2)
     capacity, precedents = mebibytes * MiB, Precedents()
-    precedents.keep(one, (capacity, False), rehearse(one, device(), capacity=capacity))
-    if (known := precedents.find(other, (capacity, False))) is not None:
+    precedents.keep(one, Terms(capacity, expandable=False), rehearse(one, device(), capacity=capacity))
+    if (known := precedents.find(other, Terms(capacity, expandable=False))) is not None:
         assert known == rehearse(other, device(), capacity=capacity)
