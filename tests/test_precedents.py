@@ -74,8 +74,14 @@ def test_events_of_two_kinds_are_never_the_same() -> None:
     assert alike(one, one, 1)
 
 
-@pytest.mark.parametrize("terms", [(CAP + MiB, False), (CAP, True), Terms(None, expandable=False)])
-def test_other_terms_are_another_question(terms: tuple[int | None, bool]) -> None:
+@pytest.mark.parametrize(
+    "terms",
+    [
+        Terms(CAP + MiB, expandable=False), Terms(CAP, expandable=True), Terms(None, expandable=False),
+        Terms(CAP, expandable=False, brim=False),
+    ],
+)  # fmt: skip
+def test_other_terms_are_another_question(terms: Terms) -> None:
     one, precedents = made(50 * MiB, 2 * MiB), Precedents()
     precedents.keep(one, Terms(CAP, expandable=False), rehearsed(one))
     assert precedents.find(one, terms) is None
@@ -91,8 +97,9 @@ def test_what_never_went_without_runs_alike_with_as_much() -> None:
             == rehearse(one, device(), capacity=capacity)
             == seen
         )
-    assert precedents.find(one, (seen.enough - 1, False)) is None
-    assert precedents.find(one, (CAP, True)) is None
+    assert precedents.find(one, Terms(seen.enough - 1, expandable=False)) is None
+    assert precedents.find(one, Terms(CAP, expandable=True)) is None
+    assert precedents.find(one, Terms(CAP, expandable=False, brim=False)) is None
     assert precedents.find(made(2 * MiB, 2 * MiB), Terms(CAP, expandable=False)) is None
 
 
