@@ -105,14 +105,9 @@ class Allocator:
         rounded = (size + MINIMUM - 1) & -MINIMUM
         small, large = self._pools(stream) if stream else (self._small, self._large)
         pool = small if rounded <= SMALL_REQUEST else large
-        block = pool.free.best_fit(rounded, expandable=self._expandable)
+        block = None if self._expandable else pool.free.serve(rounded, pool.least_rest)
         if block is None:
-            block = self._grow(pool, rounded)
-        block.state = "used"
-        if block.size - rounded >= pool.least_rest:  # whose right neighbour is in use, else they were one
-            rest = block.cut(rounded)
-            rest.state = "free"
-            pool.free.put(rest)
+            block = self._cut_to(rounded, pool.free.best_fit(rounded) or self._grow(pool, rounded))
         self.allocated += block.size
         if self.allocated > self.peak_allocated:  # noqa: PLR1730 (max is slower, and this line runs for every tensor)
             self.peak_allocated = self.allocated
@@ -126,6 +121,14 @@ class Allocator:
             raise ValueError(f"the block at {block.address:#x} was freed before; free each block once.")
         self.allocated -= block.size
         block.pool.put(block, "free")
+
+    @staticmethod
+    def _cut_to(size: int, block: Block) -> Block:
+        """The block, used, without what is to be had of it again."""
+        block.state = "used"
+        if block.size - size >= block.pool.least_rest:
+            block.pool.put(block.cut(size), "free")
+        return block
 
     @property
     def bound(self) -> int:

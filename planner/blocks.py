@@ -57,17 +57,13 @@ class Seat(NamedTuple):
 class Shelf:
     """Blocks in the order of (size, address), neither of which may change while they lie here."""
 
-    __slots__ = ("_blocks", "_keys")
+    __slots__ = ("_blocks", "_keys", "inside")
 
     def __init__(self) -> None:
         self._keys: list[int] = []
         self._blocks: dict[int, Block] = {}
-
-    def put(self, block: Block) -> None:
-        """Add a block."""
-        key = block.size << ADDRESS_BITS | block.address
-        insort(self._keys, key)
-        self._blocks[key] = block
+        self.inside = self._keys, self._blocks
+        """Their order, and each by it."""
 
     def remove(self, block: Block) -> None:
         """Take one particular block out."""
@@ -75,8 +71,8 @@ class Shelf:
         del self._keys[bisect_left(self._keys, key)]
         del self._blocks[key]
 
-    def best_fit(self, size: int, *, expandable: bool) -> Block | None:
-        """Take out the smallest block of at least `size` bytes, the lowest among equals.
+    def best_fit(self, size: int) -> Block | None:
+        """Take out the smallest block of at least `size` bytes, the lowest among equals; the way of expandable ones.
 
         Expandable ones count with the bytes they could map: step on while the next larger block could grow to less.
         """
@@ -84,9 +80,33 @@ class Shelf:
         index = bisect_left(keys, size << ADDRESS_BITS)
         if index == len(keys):
             return None
-        while expandable and index + 1 < len(keys) and blocks[keys[index + 1]].reach() < blocks[keys[index]].reach():
+        while index + 1 < len(keys) and blocks[keys[index + 1]].reach() < blocks[keys[index]].reach():
             index += 1
         return blocks.pop(keys.pop(index))
+
+    def serve(self, size: int, least_rest: int) -> Block | None:
+        """A block of `size` bytes, used, out of the smallest free one that has them, the lowest among equals.
+
+        What is left over from `least_rest` bytes on lies here in its place.  Written out, as `Pool.put` is: these two
+        run for every tensor.
+        """
+        keys, blocks = self._keys, self._blocks
+        index = bisect_left(keys, size << ADDRESS_BITS)
+        if index == len(keys):
+            return None
+        block = blocks.pop(keys.pop(index))
+        block.state = "used"
+        left_over = block.size - size
+        if left_over >= least_rest:  # its right neighbour is in use, else they were one
+            right = block.right
+            rest = Block(block.address + size, left_over, block.pool, block, right, "free")
+            if right is not None:
+                right.left = rest
+            block.right, block.size = rest, size
+            key = left_over << ADDRESS_BITS | rest.address
+            insort(keys, key)
+            blocks[key] = rest
+        return block
 
     def holding(self, address: int) -> Block:
         """The block in which an address lies; LookupError where none is."""
@@ -121,23 +141,27 @@ class Pool:
 
     def put(self, block: Block, state: State) -> None:
         """Make a used block idle, joined with its neighbours in the same state."""
-        shelf = self.free if state == "free" else self.unmapped
+        keys, blocks = (self.free if state == "free" else self.unmapped).inside
         left, right = block.left, block.right
         if left is not None and left.state == state:
-            shelf.remove(left)
+            key = left.size << ADDRESS_BITS | left.address
+            del keys[bisect_left(keys, key)], blocks[key]
             block.address = left.address
             block.size += left.size
-            block.left = left.left
-            if block.left is not None:
-                block.left.right = block
+            block.left = before = left.left
+            if before is not None:
+                before.right = block
         if right is not None and right.state == state:
-            shelf.remove(right)
+            key = right.size << ADDRESS_BITS | right.address
+            del keys[bisect_left(keys, key)], blocks[key]
             block.size += right.size
-            block.right = right.right
-            if block.right is not None:
-                block.right.left = block
+            block.right = after = right.right
+            if after is not None:
+                after.left = block
         block.state = state
-        shelf.put(block)
+        key = block.size << ADDRESS_BITS | block.address
+        insort(keys, key)
+        blocks[key] = block
 
     def take(self, block: Block) -> None:
         """Make an idle block used."""
