@@ -25,9 +25,7 @@ from planner.program import (
     Conv,
     Drop,
     Empty,
-    Enter,
     Event,
-    Exit,
     Fetch,
     Free,
     Gone,
@@ -320,36 +318,32 @@ class _Stage:
                 self._other(score.others[number], scene)
 
     def _other(self, event: Event | Begin, scene: _Scene) -> None:
-        if isinstance(event, Call):  # most are
+        """Replay what is no plain request.  The first five are nearly all there is; a `match` takes far longer."""
+        if isinstance(event, Call):
             self._call(event.recording, event.kept, scene)
-            return
-        match event:
-            case Begin(index):
-                copies = self._asked(index)[: workspace.early(self._conv(index), self._device)]
-                self._copies = list(map(self.allocator.malloc, copies))
-            case Run(index):
-                self._convolve(index)
-            case Enter() | Exit():
-                pass
-            case Alloc(buffer):
-                scene.buffers[buffer] = None
-            case _:
-                self._move(event, scene)
+        elif isinstance(event, Begin):
+            copies = self._asked(event.kernel)[: workspace.early(self._conv(event.kernel), self._device)]
+            self._copies = list(map(self.allocator.malloc, copies))
+        elif isinstance(event, Run):
+            self._convolve(event.kernel)
+        elif isinstance(event, Fetch):
+            self._brought(event.key, event.weights, event.stream, scene)
+        elif isinstance(event, Drop):
+            self._dropped(event, scene)
+        elif isinstance(event, Alloc):
+            scene.buffers[event.buffer] = None
+        else:
+            self._move(event, scene)
 
     def _move(self, event: Event, scene: _Scene) -> None:
-        """Replay one event that concerns weights; others ask nothing of the allocator."""
+        """Replay one event that concerns weights or the whole call; others ask nothing of the allocator."""
         match event:
             case Stay(key) if key in self._handed:
                 scene.weights.setdefault(key, []).append(self._handed.pop(key))
-            case Drop(key, handed=True):
-                self._handed[key] = scene.weights[key].pop()
-            case Load(key, sizes, stream) | Fetch(key, sizes, stream) | Stay(key, sizes, stream):
-                blocks = [self.allocator.malloc(size, stream) for size in sizes]
-                scene.weights.setdefault(key, []).append(blocks)
+            case Load(key, sizes, stream) | Stay(key, sizes, stream):
+                self._brought(key, sizes, stream, scene)
                 if isinstance(event, Load):  # a copy for which the host waits, behind the kernels
                     self.allocator.settle()
-            case Drop(key, _, late, _, older):
-                self._release(scene.weights[key].pop(0 if older else -1), late=late)
             case Cast(component, sizes) if scene.weights.get(component):  # else it is cast on the host
                 self._cast(scene.weights[component], sizes)
             case Empty():
@@ -364,6 +358,16 @@ class _Stage:
                 scene.buffers = {}
                 self._calls.clear()
                 self.allocator.settle()
+
+    def _brought(self, key: str, sizes: tuple[int, ...], stream: int, scene: _Scene) -> None:
+        malloc = self.allocator.malloc
+        scene.weights.setdefault(key, []).append([malloc(size, stream) for size in sizes])
+
+    def _dropped(self, drop: Drop, scene: _Scene) -> None:
+        if drop.handed:
+            self._handed[drop.key] = scene.weights[drop.key].pop()
+        else:
+            self._release(scene.weights[drop.key].pop(0 if drop.older else -1), late=drop.late)
 
     def _gone(self, place: int) -> None:
         """Of what an earlier call left."""

@@ -18,9 +18,12 @@ from planner.program import (
     PLACED,
     Alloc,
     Attention,
+    Await,
     Call,
     Conv,
+    Enter,
     Event,
+    Exit,
     Free,
     Kernel,
     Matmul,
@@ -110,7 +113,7 @@ class _Writer:
                 early = None
             elif isinstance(event, Call):
                 self._call(event, name)
-            else:
+            elif not isinstance(event, (Await, Enter, Exit)):  # which ask for nothing
                 self._other(event)
 
     def _early(self, index: int) -> list[int | None] | None:
