@@ -17,7 +17,7 @@ from planner import program as p
 from planner.collector import SELDOM, collecting
 from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
 
-FORMAT = 33
+FORMAT = 34
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
@@ -105,11 +105,24 @@ def _packed(members: Sequence[Program]) -> dict[str, Any]:
         for place in _reached(member.recordings.__getitem__, member.course):
             recording = member.recordings[place]
             rows[place] = [recording.name, recording.own, [*_tokens(recording.events)]]
+    models: dict[int, Program] = {}
+    for member in members:
+        model = models.setdefault(len(member.events), member)
+        if member.course != model.course:
+            rows[member.course][2:] = model.course, _differences(model.events, member.events)
     most = max(members, key=lambda member: len(member.kernels))
+    components = list(dict.fromkeys(component for member in members for component in member.components))
     return {
         "kernels": [_row(KERNELS, kernel) for kernel in most.kernels], "recordings": rows,
-        "programs": [_heading(member) for member in members],
+        "components": [asdict(component) | {"traits": sorted(component.traits)} for component in components],
+        "programs": [_heading(member, components) for member in members],
     }  # fmt: skip
+
+
+def _differences(model: Sequence[Event], events: Sequence[Event]) -> list[Any]:
+    """Where one course has another event than one as long, and which; what one autoencoder does differs in little."""
+    pairs = enumerate(zip(model, events, strict=True))
+    return [[n, *_row(EVENTS, own)] for n, (known, own) in pairs if known != own or type(known) is not type(own)]
 
 
 def _reached(body: Callable[[int], Recording], course: int) -> set[int]:
@@ -127,11 +140,11 @@ def _row(kinds: Sequence[type], value: Any) -> list[Any]:
     return [kinds.index(type(value)), *given]
 
 
-def _heading(member: Program) -> dict[str, Any]:
+def _heading(member: Program, components: Sequence[Component]) -> dict[str, Any]:
     own = {f.name: getattr(member, f.name) for f in fields(member) if f.name not in TABLES}
     variant = asdict(member.variant) | {"channels_last": sorted(member.variant.channels_last)}
-    components = [asdict(c) | {"traits": sorted(c.traits)} for c in member.components]
-    return own | {"variant": variant, "components": components, "excluded": sorted(member.excluded)}
+    places = [components.index(component) for component in member.components]
+    return own | {"variant": variant, "components": places, "excluded": sorted(member.excluded)}
 
 
 class _Family:
@@ -139,6 +152,7 @@ class _Family:
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
         self._name, self._headings, self._rows = name, data["programs"], data["recordings"]
+        self._components = tuple(map(_component, data["components"]))
         self._kernels = tuple(KERNELS[kind](*map(_frozen, given)) for kind, *given in data["kernels"])
         self._blank = Recording(name="", own=(), events=())
         self._table = [self._blank] * len(self._rows)
@@ -150,8 +164,9 @@ class _Family:
         heading = self._headings[number]
         reached = _reached(self._body, heading["course"])
         made = {
-            "variant": self.variants[number], "components": tuple(map(_component, heading["components"])),
-            "chain": tuple(heading["chain"]), "excluded": frozenset(heading["excluded"]),
+            "variant": self.variants[number], "chain": tuple(heading["chain"]),
+            "components": tuple(self._components[place] for place in heading["components"]),
+            "excluded": frozenset(heading["excluded"]),
         }  # fmt: skip
         table = tuple(body if n in reached else self._blank for n, body in enumerate(self._table))
         return Program(
@@ -160,9 +175,18 @@ class _Family:
 
     def _body(self, place: int) -> Recording:
         if self._table[place] is self._blank:
-            name, own, events = self._rows[place]
-            self._table[place] = Recording(name=name, own=tuple(own), events=tuple(_events(events)))
+            name, own, *written = self._rows[place]
+            self._table[place] = Recording(name=name, own=tuple(own), events=tuple(self._events(*written)))
         return self._table[place]
+
+    def _events(self, *written: Any) -> Iterable[Event]:
+        if len(written) == 1:
+            return _events(*written)
+        model, differences = written
+        events = [*self._body(model).events]
+        for place, kind, *given in differences:
+            (events[place],) = _events((kind, *(given if kind in NUMBERS else (given,))))
+        return events
 
 
 def _variant(heading: dict[str, Any]) -> Variant:
