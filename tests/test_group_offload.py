@@ -432,3 +432,18 @@ def test_what_a_call_passed_over_is_there_until_it_is_used() -> None:
     )
     events = list(flat(grouped, after))
     assert sum(isinstance(e, Run) for e in events[: events.index(Drop(missed, copied=False))]) == 1
+
+
+@pytest.mark.parametrize("grouping", [LEAF, LEAVES_AHEAD, BLOCK, AHEAD])
+def test_what_others_wrote_is_what_would_be_written(grouping: Grouping) -> None:
+    """Programs of one table share the bodies in which weights travel, with what the hooks learn in them."""
+    one = denoiser(3)
+    steps = [event for event in one.events if isinstance(event, Call)]
+    courses = [one.events, tuple(steps[:1]), tuple(steps[:2]), tuple(steps * 2)]
+    for course in courses:
+        shared = group_offload(one.with_course(course), grouping, ["unet"])
+        alone = group_offload(replace(one.with_course(course), anew={}), grouping, ["unet"])
+        assert shared == alone
+        assert shared.anew is one.anew
+    written = [group_offload(one, grouping, ["unet"]).placed for _ in range(2)]
+    assert all(first is again for first, again in zip(*written, strict=True))

@@ -94,3 +94,27 @@ def test_each_call_of_a_split_fetches_anew_what_left_in_the_one_before(programs:
     assert moves == [Fetch, Drop, Fetch, Drop]
     names = [name for name, _, _ in pricer.rehearse(pricer.price(candidate), None).phases]
     assert names == ["start", *(phase.name for phase in pricer.price(candidate).phases if phase.name != "start")]
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("splits", [1, 2])
+def test_placements_by_leaves_take_no_less_than_said(programs: Programs, name: str, splits: int) -> None:
+    """And hardly more where copies last longest; there are the host's waits at every piece, and what goes back."""
+    pricer = priced(programs, card(name))
+    calls = tuple(o for o in pricer.offered("split", pricer.price(())) if o.value == splits)
+    scene = pricer.price(pricer.merged(pricer.price(()), calls))
+    said = pricer.least_seconds(scene, pricer.offered("placement", scene))
+    assert {str(option.value) for option in said} == {"sequential", "group_leaf", "group_leaf_stream"}
+    for option, seconds in said.items():
+        exact = pricer.price(pricer.merged(scene, (option,)))
+        assert scene.seconds < seconds <= exact.seconds
+        assert option.value == "group_leaf" or name == "h100-sxm" or seconds > 0.7 * exact.seconds
+
+
+def test_what_runs_taught_counts_for_placements_too(programs: Programs) -> None:
+    plain = priced(programs, card("rtx-3070"))
+    kind = kind_of(plain.baseline().program, "unet", card("rtx-3070").name)
+    pricer = priced(programs, card("rtx-3070"), Lessons({(*kind, "seconds"): (2.0,)}))
+    scene = pricer.price(())
+    for option, seconds in pricer.least_seconds(scene, pricer.offered("placement", scene)).items():
+        assert seconds <= pricer.price(pricer.merged(scene, (option,))).seconds

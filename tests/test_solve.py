@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import scenes
 
-from planner.solve import Alternative, NoSolution, Offer, Problem, Solution, alternatives, smallest_capacity, solve
+from planner.solve import (
+    Alternative,
+    NoSolution,
+    Offer,
+    Problem,
+    Search,
+    Solution,
+    alternatives,
+    found,
+    smallest_capacity,
+    solve,
+)
 from planner.solve.search import PATIENCE
 
 SLACKS = st.sampled_from([0.0, 1 / 64, 1 / 8, 1 / 2, 4.0])
@@ -471,3 +482,31 @@ def test_what_was_not_asked_about_is_no_faster_than_the_bound(most: int) -> None
     assert found.bound <= fastest.seconds <= found.seconds
     assert found.memory[0] >= 0.7 * most
     assert found.seconds == pytest.approx(solve([replace(crumbs(), capacity=found.memory[0])], slack=0.0).seconds)
+
+
+@given(scenes(), SLACKS, st.integers(0, 9), st.floats(0, 0.6), st.data())
+def test_a_search_goes_on_where_it_stopped(
+    problems: tuple[Problem, ...], slack: float, seed: int, share: float, data: st.DataObject
+) -> None:
+    """Scenes that come later, and offers that were withheld at first, are found as if they had been there."""
+    accept = moody(seed, share)
+    kept = [data.draw(st.integers(1, max(len(p.groups[-1]), 1))) if p.groups else 0 for p in problems]
+    less = [
+        replace(p, groups=(*p.groups[:-1], p.groups[-1][:n])) if n else p for p, n in zip(problems, kept, strict=True)
+    ]
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def ask(solution: Solution) -> bool:
+        asked.append((solution.label, names(solution)))
+        return accept(*asked[-1])
+
+    search = Search((), ask)
+    for first in less:
+        search.extend([first])
+        found(search, slack)
+    for whole in problems:
+        search.change(whole)
+        last = found(search, slack)
+    expected, _ = brute(problems, accept, slack)
+    assert (last and (last.label, names(last))) == (expected and (expected.problem.label, expected.names))
+    assert len(asked) == len(set(asked)), "asked twice about the same choice"

@@ -6,7 +6,7 @@ from pathlib import Path
 from techniques import programs
 
 from planner import store
-from planner.program import Gone, Recording, Setting, Unit, Variant
+from planner.program import Call, Free, Gone, Recording, Setting, Unit, Variant
 
 
 def test_programs_come_back_as_they_were(tmp_path: Path) -> None:
@@ -57,3 +57,22 @@ def test_a_program_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     file = tmp_path / "key.json"
     file.write_text(file.read_text().replace('"course":', '"curse":'))
     assert store.load(tmp_path, "key").program(Variant()) is None
+
+
+def test_like_courses_and_components_stand_once(tmp_path: Path) -> None:
+    plain = programs.program(programs.unet(rows=2), programs.vae(), unet=(programs.attention(),), vae=())
+    course = plain.recordings[plain.course]
+    tiled = replace(course, events=(*course.events[:-1], Gone(0)))
+    freed = replace(course, events=(*course.events[:-1], Free(0)))  # as plain tuples these are equal
+    table = (*plain.recordings, tiled, freed)
+    several = tuple(
+        replace(plain, variant=Variant(tile=n), recordings=table, course=len(plain.recordings) - 1 + n)
+        for n in range(3)
+    )
+    store.save(tmp_path, "key", several)
+    again = store.load(tmp_path, "key")
+    made = [program for variant in again.variants if (program := again.program(variant))]
+    assert [program.events for program in made] == [program.events for program in several]
+    assert [type(program.events[-1]) for program in made] == [Call, Gone, Free]
+    assert made[0].components == plain.components
+    assert all(one is other for one, other in zip(made[0].components, made[1].components, strict=True))
