@@ -67,7 +67,7 @@ def main() -> None:
     )
     print(f"{os.cpu_count()} cores, {platform.machine()}, no GPU; chromium on the same machine.\n")
     print("From a change to the answer on the screen, seconds of the processor in the process that serves the page;")
-    print(f"a change of card or budget is to be answered within {BOUND:.0f} s.\n")
+    print(f"a change is to be answered within {BOUND:.0f} s.\n")
     print("| call | change | verdict | pictures in detail |\n|---|---|---:|---:|")
     for story, seen in answers:
         whole = forms.completed(story)

@@ -243,6 +243,13 @@ class Pricer:
         offered = (option for name in self.techniques for option in self._options(name, ()))
         return self.price(tuple(option for option in offered if option.neutral))
 
+    def asking(self, request: Request, techniques: Sequence[Technique]) -> Pricer:
+        """The same for a request that is recorded alike; what is known of candidates holds for it, too."""
+        other = Pricer(self._programs, self._device, request, techniques, self._lessons)
+        other._cost, other._scores, other._precedents = self._cost, self._scores, self._precedents
+        other._known, other._cut = self._known, self._cut
+        return other
+
     def resized(self, request: Request) -> Pricer:
         """The same for another request of the same model."""
         techniques = tuple(self.techniques.values())

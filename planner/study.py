@@ -218,6 +218,14 @@ class Study:
             )
         return self._others[request]
 
+    def beside(self, other: Study) -> Study:
+        """The same with what another one knows, where it records the same: fidelity and limits shape no program."""
+        alike = self.programs.key is not None and self.programs.key == other.programs.key
+        if not alike or self.request.calls != other.request.calls or self.lessons != other.lessons:
+            return self
+        pricers = {device: known.asking(self.request, self.techniques) for device, known in other._pricers.items()}
+        return replace(self, programs=other.programs, _pricers=pricers, _recalled={**other._recalled})
+
     def keep(self) -> None:
         """Write what was recorded to disk, and what cuDNN answered."""
         self.programs.keep()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from planner import solve, study
 from planner.cards import card
 from planner.choose import NothingFits
+from planner.plan import Plan
 from planner.pricing import Pricer
-from planner.request import Request
+from planner.request import Fidelity, Request
 from planner.scenes import Limits
 
 CARD = card("rtx-3070")
@@ -61,3 +63,24 @@ def test_expandable_segments_are_tried_last(
             opened.choice(CARD, 8 * GB)
         assert nothing.value.evidence.refused == refused
     assert asked == tries
+
+
+def test_what_is_known_serves_other_requests_that_are_recorded_alike(tmp_path: Path) -> None:
+    """Fidelity, limits and techniques named shape no program: a plan is the same as from nothing, and sooner found."""
+    call = {"height": 512, "width": 512, "steps": 2}
+    first = study.opened("sd15", Request(**call), cache=tmp_path)
+    first.plan(CARD, budget=3 * GB)
+    first.keep()
+    for changed in ({"fidelity": Fidelity.LOSSY}, {"plain": True}, {"without": ("streaming",)}):
+        wanted = Request(**call, **changed)
+        own = study.opened("sd15", wanted, cache=tmp_path)
+        beside = own.beside(first)
+        assert beside.programs is first.programs
+        assert beside.pricer(CARD).priced >= first.pricer(CARD).priced > own.pricer(CARD).priced == 0
+        order = own.order(CARD, 3 * GB)
+        plans = [replace(found, explored=0) for s in (own, beside) if isinstance(found := s._search(order), Plan)]
+        assert len(plans) == 2
+        assert plans[0] == plans[1]
+    for other in ({"height": 768}, {"calls": 8}):
+        unlike = study.opened("sd15", Request(**call | other), cache=tmp_path)
+        assert unlike.beside(first) is unlike

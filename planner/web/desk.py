@@ -84,7 +84,12 @@ class Desk:
                 study.keep()
 
     def _opened(self, profile: PipelineProfile, asked: Request) -> Study:
-        return opened(profile, asked, cache=self._cache, tell=self._told)
+        """A new study, with what those of the same model know."""
+        made = opened(profile, asked, cache=self._cache, tell=self._told)
+        for (name, _), other in reversed(self._studies.items()):
+            if name == profile.name and (beside := made.beside(other)) is not made:
+                return beside
+        return made
 
     def _told(self, now: str) -> None:
         self._tell(now)
