@@ -3,9 +3,9 @@
     python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER] [--again]
 
 A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
-run for two steps, three times in a row, and reverted.  What was seen is kept in results/combinations.csv, so an interrupted
-run goes on; each seed has a page of its own.
-`--again` draws and runs those anew that were not as promised.
+run for two steps, three times in a row, and reverted.  What was seen is kept in results/combinations.csv, so an
+interrupted run goes on; each seed has a page of its own.
+`--again` draws and runs those of the seed anew that were not as promised.
 """
 
 from __future__ import annotations
@@ -244,7 +244,8 @@ def page_of(seed: int) -> Path:
 
 def run(asked: argparse.Namespace, server: rig.Server) -> None:
     """Draw and run what is not in the file yet, as long as time allows."""
-    kept = [row for row in read(FILE) if row.kept or not asked.again]
+    seed = f"{asked.seed}/"
+    kept = [row for row in read(FILE) if row.kept or not asked.again or not row.name.startswith(seed)]
     if asked.again and FILE.exists():
         FILE.unlink()
         for row in kept:
