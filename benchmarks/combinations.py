@@ -3,9 +3,9 @@
     python benchmarks/combinations.py [--count 300] [--seed 1] [--first 0] [--minutes 60] [--cache FOLDER] [--again]
 
 A combination is drawn (combining.py), applied to the full-size pipeline on the virtual GPU under the cap of its plan,
-run for two steps, twice in a row, and reverted.  What was seen is kept in results/combinations.csv, so an interrupted
-run goes on; each seed has a page of its own.
-`--again` draws and runs those anew that were not as promised.
+run for two steps, three times in a row, and reverted.  What was seen is kept in results/combinations.csv, so an
+interrupted run goes on; each seed has a page of its own.
+`--again` draws and runs those of the seed anew that were not as promised.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNDRAWN = "not drawn"
 REST = 2**20
 """Bytes of a large block that torch leaves uncut at most: which block is at hand decides so much.  CogVideoX of seed 4
 asked for 16,548,489,046 bytes at its peak where 16,548,513,792 were counted in whole 512s, and held 524,288 more."""
-CALLS = 2
+CALLS = 3
 """Calls of a pipeline in a row; what the first leaves in the cache is what the next one meets."""
 HEAD = """# Random combinations of all techniques
 
@@ -244,7 +244,8 @@ def page_of(seed: int) -> Path:
 
 def run(asked: argparse.Namespace, server: rig.Server) -> None:
     """Draw and run what is not in the file yet, as long as time allows."""
-    kept = [row for row in read(FILE) if row.kept or not asked.again]
+    seed = f"{asked.seed}/"
+    kept = [row for row in read(FILE) if row.kept or not asked.again or not row.name.startswith(seed)]
     if asked.again and FILE.exists():
         FILE.unlink()
         for row in kept:

@@ -15,7 +15,7 @@ from planner.pricing import PLACEMENT, Priced, Pricer
 from planner.reasons import plan_as_it_is, smallest_capacity
 from planner.request import Fidelity, Request
 from planner.study import Study, opened
-from planner.techniques import Option, Technique
+from planner.techniques import Option, Technique, packing
 
 STEPS = 2
 """The second denoising step reuses what the first left; further ones change no peak."""
@@ -25,6 +25,8 @@ CARDS = ("rtx-2080-ti", "a100-sxm4-40gb", "rtx-3060-12gb", "rtx-4090", "h100-sxm
 """One of each generation."""
 UNDRAWN = frozenset({"tracing"})
 """Generated kernels are what the virtual GPU does not run."""
+LOADED = frozenset(packing.BITS)
+"""Values under which weights are packed while they are loaded; here pipelines are there before their plans."""
 ON = 0.4
 """How likely each technique that is offered is switched on."""
 STREAMED = 0.4
@@ -116,7 +118,7 @@ def _candidate(rng: Random, pricer: Pricer, device: Device, request: Request, wi
     for technique in pricer.techniques.values():
         if technique.name in without:
             continue
-        offered = technique.options(priced.program, device, request)
+        offered = [each for each in technique.options(priced.program, device, request) if each.value not in LOADED]
         if technique.scope == "component":
             more = tuple(_streams(rng, offered)) if streams else ()
         else:

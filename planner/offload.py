@@ -13,6 +13,7 @@ from planner.program import (
     Cast,
     Drop,
     Empty,
+    Ending,
     Enter,
     Event,
     Exit,
@@ -162,16 +163,24 @@ def _moved(program: Program) -> Iterator[Event]:
     stay = frozenset(here)
     yield from (Load(name, weights[name]) for name in weights if name in here)
     moved = {name for name in weights if name in chain or name not in program.excluded}
+    ended = False
+
+    def end() -> Iterator[Event]:
+        """As a call ends all is offloaded, and what is excluded comes back."""
+        yield from (Drop(name, copied=True) for name in weights if name in here)
+        here.clear()
+        here.update(stay)
+        yield Empty()
+        yield from (Load(name, weights[name]) for name in weights if name in here)
+
     for event, called in calls(lent(program.events, moved, remembering=program.variant.remembers)):
         if isinstance(event, Cast):
             weights[event.component] = event.weights
             if event.component not in here:
                 continue  # cast where it is: on the host
-        if isinstance(event, Again):  # as a call ends all is offloaded, and what is excluded comes back
-            yield from (Drop(name, copied=True) for name in weights if name in here)
-            here = set(stay)
-            yield Empty()
-            yield from (Load(name, weights[name]) for name in weights if name in here)
+        if isinstance(event, Ending) or (isinstance(event, Again) and not ended):
+            yield from end()
+        ended = isinstance(event, Ending) or (ended and not isinstance(event, Again))
         if (name := called.partition(".")[0]) in weights:
             if before.get(name) in here:
                 here.discard(before[name])

@@ -231,6 +231,10 @@ class Again(NamedTuple):
     """The pipeline has returned and is called once more, as for the next part of a batch that is split."""
 
 
+class Ending(NamedTuple):
+    """The pipeline has what it returns: model offload takes its components off, while it holds what it held."""
+
+
 class Gone(NamedTuple):
     """A tensor that outlived the call before goes: schedulers let go of what they hold when their timesteps are set."""
 
@@ -258,6 +262,7 @@ Event = (
     | Join
     | Aside
     | Again
+    | Ending
     | Gone
 )
 

@@ -15,7 +15,7 @@ from itertools import count
 import torch
 
 from planner.packed import parts
-from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Gone, Kernel, Recording, Run
+from planner.program import Alloc, Call, Cast, Ending, Enter, Event, Exit, Free, Gone, Kernel, Recording, Run
 
 
 @dataclass(slots=True, eq=False)
@@ -197,6 +197,11 @@ class Recorder:
     def cast(self, component: str, weights: tuple[int, ...]) -> None:
         """Note that a component's weights changed size."""
         self._frames[-1].events.append(Cast(component, weights))
+
+    def ending(self) -> None:
+        """Note that the pipeline lets model offload take its components off, if it is its own code that does."""
+        if self.depth == 1:
+            self._frames[-1].events.append(Ending())
 
     def _watch(self, storage: torch.UntypedStorage) -> int:
         serial = self._fresh()

@@ -36,6 +36,8 @@ MIXING = (".pag.", ".deprecated.")
 """Parts of diffusers whose pipelines let attention look across the rows of a batch, or may (0.42.1)."""
 MASKS = ("prepare_causal_attention_mask",)
 """Methods that write a mask of every pixel of a video against every other, row by row."""
+END = "maybe_free_model_hooks"
+"""The method of a pipeline that takes its components off the card."""
 REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError, LookupError)
 """What pipelines and models raise for a request they cannot take."""
 
@@ -59,6 +61,7 @@ class Tracer:
         self.casting = Casting(self._recorder, self._replay)
         self._asked: dict[tuple[Request, Variant], Asked] = {}
         self._dress()
+        self._wrap_end(ghost.pipe)
 
     def trace(self, request: Request, variant: Variant) -> Program:
         """The program of one call.  Raises TraceFailed with the pipeline's own words."""
@@ -219,6 +222,18 @@ class Tracer:
             if callable(getattr(part, method, None)):
                 self._replay.wrap_mask(part, method)
         object.__setattr__(part, "_apply", _Applier(self, component, root, part))
+
+    def _wrap_end(self, pipe: Any) -> None:
+        """What a pipeline calls last, before it lets go of its own variables."""
+        if (real := getattr(pipe, END, None)) is None:
+            return
+
+        def ended(*args: Any, **kwargs: Any) -> Any:
+            out = real(*args, **kwargs)
+            self._recorder.ending()
+            return out
+
+        object.__setattr__(pipe, END, ended)
 
     def _wrap_methods(self, component: str, module: torch.nn.Module) -> None:
         for method in METHODS:

@@ -21,6 +21,7 @@ from planner.program import (
     Component,
     Drop,
     Empty,
+    Ending,
     Enter,
     Event,
     Exit,
@@ -161,6 +162,16 @@ def test_between_two_calls_everything_leaves_and_what_is_excluded_comes_back() -
     place = events.index(repr(Again()))
     assert events[place - 4 : place + 1] == told((*leaving, Load("safety_checker", (SAFETY,)), Again()))
     assert held_at_calls(program) == 2 * [("text_encoder", SAFETY + TEXT), ("unet", SAFETY + UNET)]
+
+
+def test_everything_leaves_where_the_pipeline_says_so_once_and_before_its_own_variables_go() -> None:
+    """What still lies in a segment then keeps it from the driver."""
+    program = model_offload(pipeline(Alloc(0, 3), *calls("unet"), Ending(), Free(0)).repeated(2))
+    away = (Drop("unet", copied=True), Drop("safety_checker", copied=True), Empty(), Load("safety_checker", (SAFETY,)))
+    events, end = told(program.events), told((*away, Ending(), Free(0)))
+    place = events.index(repr(Again()))
+    assert events[place - len(end) : place] == events[-len(end) :] == end
+    assert events[place + 1] == repr(Alloc(0, 3))
 
 
 def test_casting_what_is_on_the_host_costs_nothing_until_it_arrives() -> None:

@@ -416,8 +416,9 @@ def test_what_repeats_is_not_looked_at_again(program: Program, splits: int, mebi
     assert seen() == seen(lambda _: (next(fresh),))
 
 
-def test_what_a_call_leaves_goes_where_the_next_one_lets_go_of_it() -> None:
+def test_what_a_call_leaves_goes_where_the_next_one_lets_go_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 MiB that the denoiser leaves lie in the segment of 40 that encoding and decoding ask for, too."""
+    monkeypatch.setattr(rehearsing, "NEAR", 0)
 
     def enough(*events: Event) -> int:
         program = course(*events, bodies=(work, keeps), components=(text_encoder(), unet())).repeated(2)

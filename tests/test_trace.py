@@ -26,6 +26,7 @@ from planner.program import (
     Alloc,
     Call,
     Cast,
+    Ending,
     Enter,
     Event,
     Free,
@@ -159,6 +160,14 @@ def test_a_course_has_the_ends_of_what_it_leaves(name: str, tmp_path: Path) -> N
     assert left
     assert sorted(ends) == list(range(left))
     assert sum(n < denoised[0] for n in ends.values()) >= left - 1  # a timestep may be held until it is replaced
+
+
+def test_a_course_says_when_its_components_leave_the_card(name: str, tmp_path: Path) -> None:
+    """After the last of them has worked; what the pipeline's own variables hold goes when it returns."""
+    events = tracer(made(name, tmp_path)).trace(asked(name), Variant()).events
+    (end,) = [n for n, event in enumerate(events) if isinstance(event, Ending)]
+    assert max(n for n, event in enumerate(events) if isinstance(event, Call)) < end
+    assert {type(event) for event in events[end + 1 :]} == {Free}
 
 
 def assert_sound(program: Program, index: int, recording: Recording) -> None:

@@ -288,8 +288,8 @@ def _untied(travelling: Iterable[Any]) -> Undo:
 def _remembered(components: Sequence[Any]) -> Undo:
     """What brings every weight back to where it was, and every buffer, of which the hooks get copies.
 
-    `Module.to` puts new buffers in the old ones' place; were these given to the hooks, their bytes would stay on the
-    card.
+    `Module.to` puts new buffers in the old ones' place; were these given to the hooks, or the copies kept here, their
+    bytes would stay on the card.
     """
     places = [(tensor, tensor.device) for tensor in tensors_of(components)]
     own = [remember(part, "forward", "_diffusers_hook") for part in parts_of(components)]
@@ -300,6 +300,7 @@ def _remembered(components: Sequence[Any]) -> Undo:
             if buffer is not None:
                 table[name] = copies.setdefault(id(buffer), buffer.clone())
                 buffer.data = buffer.data.cpu()
+    copies.clear()
 
     def undo() -> None:
         in_reverse(own)()
@@ -307,7 +308,6 @@ def _remembered(components: Sequence[Any]) -> Undo:
             table.update(tenants)
         for tensor, device in places:
             _bring_home(tensor, device)
-        copies.clear()
         _give_back_pinned()
 
     return undo

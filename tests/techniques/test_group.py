@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from planner.errors import ApplyFailed, BadRequest
 from planner.group_offload import Grouping
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
-from planner.techniques.group import ALL, NAMED, ON_DISK, Choice, offload, remove_group_offload
+from planner.techniques.group import ALL, NAMED, ON_DISK, Choice, _remembered, offload, remove_group_offload
 from planner.techniques.placement import Placement
 
 from . import tiny
@@ -36,6 +37,18 @@ def test_exact_during_and_after(pipe: Any, grouping: Grouping) -> None:
     assert before.difference(snapshot(pipe)) == ()
     assert not any("_diffusers_hook" in vars(part) for part in pipe.vae.modules())
     assert torch.equal(tiny.run(pipe), output)
+
+
+def test_what_hooks_get_of_a_buffer_is_kept_by_nobody_else() -> None:
+    """AnimateDiff's 20 tables of positions stayed on the card when `Module.to` had put others in their place."""
+    layer = torch.nn.BatchNorm1d(3)
+    own = layer.running_mean
+    undo = _remembered([layer])
+    copy = weakref.ref(layer.running_mean)
+    layer._buffers["running_mean"] = torch.zeros(3)
+    assert copy() is None
+    undo()
+    assert layer.running_mean is own
 
 
 @pytest.mark.parametrize("grouping", [Grouping(blocks=1, disk=True), Grouping(disk=True)], ids=["block", "leaf"])
