@@ -100,14 +100,19 @@ def timed(command: str) -> tuple[float, float]:
 def solving(model: str, card: Device, cache: Path) -> float:
     """Seconds the solver takes for a plan on half of the card, what it asks of others not counted."""
     spent: list[float] = []
+    under_way: list[int] = []
 
     def counted(work: Callable[..., Any], sign: int) -> Callable[..., Any]:
+        """Its seconds are the solver's, or are not, unless those of what called it are so already."""
+
         def measured(*args: Any) -> Any:
-            start = time.process_time()
+            start, counts = time.process_time(), sign != (under_way[-1] if under_way else -1)
+            under_way.append(sign)
             try:
                 return work(*args)
             finally:
-                spent.append(sign * (time.process_time() - start))
+                under_way.pop()
+                spent.append(counts * sign * (time.process_time() - start))
 
         return measured
 
@@ -116,12 +121,8 @@ def solving(model: str, card: Device, cache: Path) -> float:
             exact, *more = (counted(others[0], -1), *others[1:]) if others else (choose.solve.as_offered,)
             super().__init__(problems, counted(accept, -1), exact, *more)
 
-    with (
-        patch.multiple(
-            choose.solve, Search=Apart, found=counted(choose.solve.found, 1), undercut=counted(choose.solve.undercut, 1)
-        ),
-        suppress(PlannerError),
-    ):
+    asked = {name: counted(getattr(choose.solve, name), 1) for name in ("found", "undercut", "evidence")}
+    with patch.multiple(choose.solve, Search=Apart, **asked), suppress(PlannerError):
         opened(model, Request(fidelity=Fidelity.LOSSY), cache=cache).attempt(card, budget=card.total // 2)
     return sum(spent)
 
