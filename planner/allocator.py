@@ -90,7 +90,7 @@ class Allocator:
         self._small = Pool(page=SMALL_SEGMENT, least_rest=MINIMUM)
         self._large = Pool(page=LARGE_SEGMENT, least_rest=MINIMUM if expandable else SMALL_REQUEST + MINIMUM)
         self._others: dict[int, tuple[Pool, Pool]] = {}
-        self._late: deque[tuple[int, Block]] = deque()
+        self.late: deque[tuple[int, Block]] = deque()
         self._next_address = 0
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = self.retries = self.exchanges = 0
         self.spare = UNBOUNDED
@@ -103,8 +103,10 @@ class Allocator:
         if size == 0:
             return None
         rounded = (size + MINIMUM - 1) & -MINIMUM
-        small, large = self._pools(stream) if stream else (self._small, self._large)
-        pool = small if rounded <= SMALL_REQUEST else large
+        if stream:
+            pool = self._pools(stream)[rounded > SMALL_REQUEST]
+        else:
+            pool = self._small if rounded <= SMALL_REQUEST else self._large
         block = None if self._expandable else pool.free.serve(rounded, pool.least_rest)
         if block is None:
             block = self._cut_to(rounded, pool.free.best_fit(rounded) or self._grow(pool, rounded))
@@ -138,7 +140,7 @@ class Allocator:
     @property
     def settled(self) -> bool:
         """Whether no block is on its way back."""
-        return not self._late
+        return not self.late
 
     def layout(self) -> tuple[Layout, Layout]:
         """Where the idle blocks of the large and of the small pools lie.
@@ -170,12 +172,12 @@ class Allocator:
         if block is None:
             return
         self.allocated -= block.size
-        self._late.append((now, block))
+        self.late.append((now, block))
 
     def settle(self, until: float = inf) -> None:
         """The kernels launched until then have run (process_events)."""
-        while self._late and self._late[0][0] <= until:
-            block = self._late.popleft()[1]
+        while self.late and self.late[0][0] <= until:
+            block = self.late.popleft()[1]
             block.pool.put(block, "free")
 
     def can_malloc(self, size: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice, pairwise, permutations
 from math import ceil
 from typing import NamedTuple
@@ -304,7 +304,7 @@ class _Stage:
 
     def _play(self, score: Score, scene: _Scene) -> None:
         """Replay a score.  The first three branches are nearly all there is, and run for every tensor."""
-        malloc, free, settle, buffers = self.allocator.malloc, self.allocator.free, self.allocator.settle, scene.buffers
+        malloc, free, buffers, late = self.allocator.malloc, self.allocator.free, scene.buffers, self.allocator.late
         for number, size in score.steps:
             if size > 0:
                 buffers[number] = malloc(size)
@@ -312,7 +312,8 @@ class _Stage:
                 free(buffers.pop(number))
             elif size == LAUNCH:
                 self._launched += 1
-                settle(self._launched - AHEAD)  # the host gets no further ahead of the card
+                if late:
+                    self.allocator.settle(self._launched - AHEAD)  # the host gets no further ahead of the card
                 if number and not self._warm:
                     self._warm = True
                     malloc(workspace.cublas(self._device.compute_capability))
@@ -472,8 +473,6 @@ class _Stage:
         held.append(new)
 
     def _release(self, blocks: list[Block | None], *, late: bool = False) -> None:
+        free = partial(self.allocator.free_late, now=self._launched) if late else self.allocator.free
         for block in blocks:
-            if late:
-                self.allocator.free_late(block, self._launched)
-            else:
-                self.allocator.free(block)
+            free(block)
