@@ -24,6 +24,10 @@ class Stub:
     def plan(self, device: object) -> None:
         assert device
 
+    def beside(self, other: Stub) -> Stub:
+        assert other is not self
+        return self
+
     def keep(self) -> None:
         pass
 
