@@ -80,46 +80,6 @@ class Clock:
         self._host, self._card = _later(self._host, due), _later(self._card, due)
 
 
-class Stopwatch:
-    """Both clocks from idle, in plain seconds: what `Clock` says of the end, at a third of the price."""
-
-    def __init__(self) -> None:
-        self._host = self._card = self._copies = 0.0
-        self._launches = 0
-        self._ends: deque[tuple[int, float]] = deque()
-
-    @property
-    def seconds(self) -> float:
-        """Until both are through."""
-        return max(self._host, self._card)
-
-    def pass_(self, span: Span) -> None:
-        """As `Clock.pass_`."""
-        launched, (host_host, host_card), (card_host, card_card) = span
-        host, card = self._host, self._card
-        a, b, c, d = host + host_host, card + host_card, host + card_host, card + card_card
-        host, card = a if a > b else b, c if c > d else d
-        launches = self._launches = self._launches + launched
-        ends = self._ends
-        ends.append((launches, card))
-        while ends[0][0] <= launches - AHEAD:
-            host = max(host, ends.popleft()[1])
-        self._host, self._card = host, card
-
-    def work(self, seconds: float) -> None:
-        """As `Clock.work`."""
-        self._host += seconds
-
-    def fetch(self, seconds: float) -> float:
-        """As `Clock.fetch`; returns when the copy will have arrived."""
-        self._copies = max(self._copies, self._host, self._card) + seconds
-        return self._copies
-
-    def await_(self, due: float) -> None:
-        """As `Clock.await_`."""
-        self._host, self._card = max(self._host, due), max(self._card, due)
-
-
 def _after(row: Row, host: Row, card: Row) -> Row:
     after_host, after_card = row
     a, b = after_host + host[0], after_card + card[0]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import NamedTuple
 
-from planner.clock import Span, Stopwatch
+from planner.clock import Clock, Row, Span
 from planner.cost import Cost, Meter
 from planner.pace import Pace
 from planner.program import Await, Call, Component, Drop, Enter, Fetch, Program, Run
@@ -80,7 +80,7 @@ def _pieces(
 
 def _passed(events: Iterable[Piece | Begin | End | Fetch | Await | Drop], pace: Pace) -> tuple[float, int]:
     """Seconds of a pass from idle, and the most bytes it holds of activations, scratch and travelling weights."""
-    clock, aboard, due, most, travelling = Stopwatch(), dict[str, int](), dict[str, float](), 0, 0
+    clock, aboard, due, most, travelling = Clock(), dict[str, int](), dict[str, Row](), 0, 0
     for event in events:
         if isinstance(event, Piece):  # nearly all there is
             clock.pass_(event.span)
@@ -95,7 +95,7 @@ def _passed(events: Iterable[Piece | Begin | End | Fetch | Await | Drop], pace: 
             clock.await_(due.pop(event.key))
         elif isinstance(event, Drop):
             travelling -= aboard.pop(event.key)
-    return clock.seconds, most
+    return clock.span.seconds, most
 
 
 class Chain(NamedTuple):

@@ -32,9 +32,9 @@ EXPANDABLE = "expandable_segments"
 WRITTEN = 3
 """Calls of a pipeline that are written out: hooks learn in the first, and what the second leaves the third meets."""
 PLACEMENT = "placement"
+"""The technique of which every candidate has an option: weights have to be somewhere."""
 LASTING = ("quantization", "layerwise_casting")
 """What diffusers' and torchao's own code cannot take back, nor what is done while a pipeline is loaded for its plan."""
-"""The technique of which every candidate has an option: weights have to be somewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.clock import AHEAD, Clock, Span, Stopwatch, kernel
+from planner.clock import AHEAD, Clock, Span, kernel
 
 SECONDS = st.floats(0, 10)
 STEPS = st.lists(st.one_of(st.tuples(SECONDS, SECONDS), SECONDS), max_size=30)
@@ -60,23 +60,3 @@ def test_the_host_stops_where_too_many_launches_wait() -> None:
     for _ in range(2 * AHEAD):
         clock.pass_(kernel(0.01, 0.0))
     assert clock.span.seconds == pytest.approx(100.0 + AHEAD * 0.01)
-
-
-@given(st.lists(st.one_of(STEPS, st.tuples(SECONDS, SECONDS)), max_size=12), st.integers(1, 4 * AHEAD))
-def test_a_stopwatch_says_what_the_clock_says(parts: list[object], launches: int) -> None:
-    """Of bodies, many launches at once, and copies that set out beside them and are awaited."""
-    clock, watch = Clock(), Stopwatch()
-    for part in parts:
-        if isinstance(part, tuple):
-            work, copy = part
-            clock.work(work)
-            watch.work(work)
-            due, soon = clock.fetch(copy), watch.fetch(copy)
-            assert max(due) == pytest.approx(soon)
-            clock.await_(due)
-            watch.await_(soon)
-        else:
-            span = span_of(part)._replace(launches=launches)  # type: ignore[arg-type]
-            clock.pass_(span)
-            watch.pass_(span)
-        assert clock.span.seconds == pytest.approx(watch.seconds)

@@ -116,11 +116,15 @@ class Search:
 
     def renew(self, index: int) -> None:
         """Nothing is known of what a scene has to offer."""
-        self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
-        self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
+        self.forget(index)
         for aim, leasts in self.leasts.items():
             leasts.pop(index, None)
             leasts.update(self.hopeful(index, aim))
+
+    def forget(self, index: int) -> None:
+        """A scene's offers are others now."""
+        self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
+        self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
 
     def hopeful(self, index: int, aim: Aim) -> dict[int, Least]:
         """What is known of a scene beforehand; nothing where it cannot be quick enough."""
@@ -167,8 +171,7 @@ class Search:
     def fill(self, index: int, offers: tuple[Offer, ...]) -> None:
         """Put offers, one for each group, in the place of their sketches."""
         self.problems[index] = filled(self.problems[index], offers)
-        self.stock = {place: groups for place, groups in self.stock.items() if place[0] != index}
-        self.ready = {place: scene for place, scene in self.ready.items() if place[0] != index}
+        self.forget(index)
         self.doubt(index)
 
     def doubt(self, index: int) -> None:
