@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
+from operator import itemgetter
 
 from planner.solve.bounds import UNLIMITED
 from planner.solve.contrast import alternatives
@@ -82,19 +83,25 @@ def smallest(
     problems: Sequence[Problem],
     limited: Callable[[Problem, int], Problem],
     need: Callable[[Solution], int],
+    least: Callable[[Problem], int],
     exact: Exact = as_offered,
 ) -> int | None:
-    """The smallest limit under which anything is feasible, by bisection between what was found and what was refuted."""
+    """The smallest limit under which anything is feasible, by bisection between what was found and what was refuted.
+
+    Scenes are looked through by what they need at `least`, until that is no smaller than what was found.
+    """
     high: int | None = None
 
     def timeless(solution: Solution) -> tuple[Offer, ...]:
         return tuple(replace(offer, seconds=0.0) for offer in exact(solution))
 
-    for problem in problems:
+    for low, problem in sorted(((least(problem), problem) for problem in problems), key=itemgetter(0)):
+        if high is not None and low >= high:
+            break
         groups = tuple(tuple(replace(offer, seconds=0.0) for offer in group) for group in problem.groups)
         search = Search([replace(problem, seconds=0.0, groups=groups)], lambda _: True, timeless)
         # Each scene must first beat the best so far; only then is bisecting worth it.
-        low, limit = 0, UNLIMITED if high is None else high - 1
+        limit = UNLIMITED if high is None else high - 1
         while low <= limit:
             search.change(limited(search.problems[0], limit))
             if key := search.hunt(Aim(UNLIMITED, enough=0)):
@@ -112,12 +119,24 @@ def smallest_capacity(problems: Sequence[Problem], exact: Exact = as_offered) ->
 
     Where no choice keeps to the host RAM, it is left out of account.  ValueError when there is nothing to choose from.
     """
-    capacity = smallest(problems, with_capacity, lambda solution: max(solution.memory), exact)
+    capacity = smallest(problems, with_capacity, lambda solution: max(solution.memory), least_capacity, exact)
     if capacity is not None:
-        return capacity, solve([with_capacity(problem, capacity) for problem in problems], slack=0.0, exact=exact)
+        near = [with_capacity(problem, capacity) for problem in problems if least_capacity(problem) <= capacity]
+        return capacity, solve(near, slack=0.0, exact=exact)
     if all(problem.host is None for problem in problems):
         raise ValueError("Every problem has a group without offers; give each group one, or leave the group out.")
     return smallest_capacity([with_host(problem, None) for problem in problems], exact)
+
+
+def least_capacity(problem: Problem) -> int:
+    """Bytes that its fullest phase has at least: every group at its leanest there."""
+    lows = (map(min, zip(*(offer.memory for offer in group), strict=True)) for group in problem.groups if group)
+    return max(map(sum, zip(problem.base, *lows, strict=True)))
+
+
+def least_host(problem: Problem) -> int:
+    """Bytes of host RAM that it takes at least."""
+    return sum(min(offer.host for offer in group) for group in problem.groups if group)
 
 
 def with_capacity(problem: Problem, limit: int) -> Problem:
@@ -133,9 +152,9 @@ def with_host(problem: Problem, limit: int | None) -> Problem:
 def evidence(problems: Sequence[Problem], refused: int, exact: Exact = as_offered) -> NoSolution:
     """What stands in the way of a solution, in numbers."""
     capacity, choice = smallest_capacity(problems, exact)
-    host = smallest(problems, with_host, lambda solution: solution.host, exact)
+    host = smallest(problems, with_host, lambda solution: solution.host, least_host, exact)
     if host is None:
         roomy = [with_capacity(problem, max(problem.capacity, capacity)) for problem in problems]
-        host = smallest(roomy, with_host, lambda solution: solution.host, exact)
+        host = smallest(roomy, with_host, lambda solution: solution.host, least_host, exact)
     over = capacity - next(problem.capacity for problem in problems if problem.label == choice.label)
     return NoSolution(choice, over=over, host=host or 0, refused=refused)

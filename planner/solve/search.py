@@ -111,12 +111,13 @@ class Search:
     def change(self, problem: Problem) -> None:
         """Take this for the scene of its label, which may offer more now; what was said of its choices holds still."""
         index = next(n for n, known in enumerate(self.problems) if known.label == problem.label)
+        if problem.groups is not self.problems[index].groups:
+            self.forget(index)
         self.problems[index], self.quickest[index] = problem, quickest(problem)
         self.renew(index)
 
     def renew(self, index: int) -> None:
-        """Nothing is known of what a scene has to offer."""
-        self.forget(index)
+        """Nothing is known of what a scene has to offer within its limits."""
         for aim, leasts in self.leasts.items():
             leasts.pop(index, None)
             leasts.update(self.hopeful(index, aim))
