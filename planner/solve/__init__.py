@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
-from operator import itemgetter
 
 from planner.solve.bounds import UNLIMITED
 from planner.solve.contrast import alternatives
@@ -95,7 +94,8 @@ def smallest(
     def timeless(solution: Solution) -> tuple[Offer, ...]:
         return tuple(replace(offer, seconds=0.0) for offer in exact(solution))
 
-    for low, problem in sorted(((least(problem), problem) for problem in problems), key=itemgetter(0)):
+    for problem in sorted(problems, key=least):
+        low = least(problem)
         if high is not None and low >= high:
             break
         groups = tuple(tuple(replace(offer, seconds=0.0) for offer in group) for group in problem.groups)
