@@ -50,7 +50,7 @@ def calls_of(program: Program, name: str) -> Iterator[str]:
 
 def worked_aside(program: Program, name: str) -> Program:
     """The program with a component on the host: of its calls the card sees only what they take and return."""
-    component, known = program.component(name), dict[int, Tally]()
+    component = program.component(name)
     wide = _factor(program, component)
     course: list[Event] = []
     most, inside = 0, list[Event]()
@@ -61,7 +61,7 @@ def worked_aside(program: Program, name: str) -> Program:
             inside.append(event)
             if _depth(inside):
                 continue
-            tally = _tally(program, tuple(inside), known)
+            tally = _tally(program, tuple(inside))
             course += _seen(inside, tally)
             most, inside = max(most, tally.most), []
         else:
@@ -101,7 +101,7 @@ def _seen(inside: list[Event], tally: Tally) -> Iterator[Event]:
     yield Exit()
 
 
-def _tally(program: Program, events: tuple[Event, ...], known: dict[int, Tally]) -> Tally:
+def _tally(program: Program, events: tuple[Event, ...]) -> Tally:
     """What a stretch of events does; bodies called again are known."""
     tally = Tally()
     for event in events:
@@ -117,14 +117,16 @@ def _tally(program: Program, events: tuple[Event, ...], known: dict[int, Tally])
                 tally.flops += flops
                 tally.most = max(tally.most, tally.held + scratch)
             case Call(recording, _, kept):
-                _add(tally, _body(program, recording, known), kept)
+                _add(tally, _body(program, recording), kept)
     return tally
 
 
-def _body(program: Program, recording: int, known: dict[int, Tally]) -> Tally:
-    if recording not in known:
-        known[recording] = _tally(program, program.body(recording), known)
-    return known[recording]
+def _body(program: Program, recording: int) -> Tally:
+    """The same of a body, for all programs of one table: their kernels differ by the backend of attention at most."""
+    known = program.anew.get((_body, recording))
+    if not isinstance(known, Tally):
+        known = program.anew[_body, recording] = _tally(program, program.body(recording))
+    return known
 
 
 def _add(tally: Tally, body: Tally, kept: tuple[tuple[int, int], ...]) -> None:

@@ -30,6 +30,8 @@ class Precedents:
 
     _ran: dict[tuple[int, Terms], tuple[Program, Rehearsal]] = field(default_factory=dict)
     """By the identity of the program, and terms without the capacity."""
+    _alone: dict[tuple[int, Terms], tuple[Program, Rehearsal]] = field(default_factory=dict)
+    """Those that decide nothing but themselves, by all of that."""
     _failed: dict[Terms, list[tuple[Program, Rehearsal]]] = field(default_factory=dict)
 
     def find(self, program: Program, terms: Terms) -> Rehearsal | None:
@@ -38,18 +40,22 @@ class Precedents:
             _, seen = ran
             if terms.capacity is None or terms.capacity >= seen.enough:
                 return seen
+        if alone := self._alone.get((id(program), terms)):
+            return alone[1]
         failed = self._failed.get(terms, ())
         return next((seen for other, seen in failed if alike(program, other, seen.reached)), None)
 
     def keep(self, program: Program, terms: Terms, seen: Rehearsal) -> None:
-        """Remember a rehearsal, if it decides others.
+        """Remember a rehearsal, for itself and for what it decides.
 
-        Without a cap the next call is not rehearsed; where it failed in one that is not written, nobody knows where.
+        Without a cap the next call is not rehearsed; where it failed in one that is not written, nobody knows where;
+        what was short of memory may do otherwise with more.
         """
-        if seen.failed:
-            if seen.reached <= len(program.events):
-                self._failed.setdefault(terms, []).append((program, seen))
-        elif terms.capacity is not None and not seen.retries:
+        if seen.failed and seen.reached <= len(program.events):
+            self._failed.setdefault(terms, []).append((program, seen))
+        elif seen.failed or seen.retries or terms.capacity is None:
+            self._alone[id(program), terms] = program, seen
+        else:
             self._ran[id(program), terms._replace(capacity=None)] = program, seen
 
 

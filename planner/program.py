@@ -278,6 +278,7 @@ class Recording:
     own: tuple[int, ...]
     events: tuple[Event, ...]
     _landmarks: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    _work: tuple[Event, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def landmarks(self) -> tuple[int, ...]:
@@ -286,6 +287,26 @@ class Recording:
             found = (n for n, e in enumerate(self.events) if type(e) in MARKS and (type(e) is not Call or e.module))
             object.__setattr__(self, "_landmarks", tuple(found))
         return self._landmarks or ()
+
+    @property
+    def work(self) -> tuple[Event, ...]:
+        """What runs and for whom: modules entered and left, and between these each kernel and each body once."""
+        if self._work is None:
+            object.__setattr__(self, "_work", tuple(_once(self.events)))
+        return self._work or ()
+
+
+def _once(events: Iterable[Event]) -> Iterator[Event]:
+    seen: set[int | tuple[int, str]] = set()
+    for event in events:
+        if isinstance(event, (Enter, Exit)):
+            seen.clear()
+            yield event
+        elif isinstance(event, (Run, Call)):
+            what = event.kernel if isinstance(event, Run) else (event.recording, event.module)
+            if what not in seen:
+                seen.add(what)
+                yield event
 
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
@@ -479,8 +500,8 @@ class Program:
     placed: tuple[Recording, ...] = field(default=(), repr=False)
     """Bodies written anew for where weights are; `PLACED` and their place here is their index."""
     anew: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
-    """Bodies written anew, by all they were written from: programs of one table share them, so that what one such body
-    costs is worked out once, too."""
+    """What was made of bodies, by all it was made from: programs of one table share it, so that what a body written
+    anew costs is worked out once, too."""
     waiting: int = 0
     """Bytes of weights that keep a place in host memory while the pipeline is configured, and of work done there."""
 
@@ -515,14 +536,18 @@ class Program:
     @property
     def runs(self) -> Iterator[int]:
         """The kernels of each body that is called from the outermost, which each is looked into once."""
-        reached, waiting = {self.course}, [self.events]
+        reached, waiting = {self.course}, [self.recordings[self.course]]
         while waiting:
-            for event in waiting.pop():
+            for event in waiting.pop().work:
                 if isinstance(event, Run):
                     yield event.kernel
                 elif isinstance(event, Call) and event.recording not in reached:
                     reached.add(event.recording)
-                    waiting.append(self.body(event.recording))
+                    waiting.append(self._recording(event.recording))
+
+    def _recording(self, index: int) -> Recording:
+        """A body as it was recorded or placed; one that streams its weights runs what it would run without."""
+        return self.placed[index - PLACED] if index >= PLACED else self.recordings[index % STREAMED]
 
     def with_course(self, events: tuple[Event, ...]) -> Program:
         """The same program with another outermost body."""

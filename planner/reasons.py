@@ -92,7 +92,7 @@ def shortage(nothing: NothingFits, pricer: Pricer, order: Order) -> Shortage:
     evidence = nothing.evidence
     if evidence.over <= 0 and order.host is not None and evidence.host > order.host:
         return Shortage(phase=HOST, over=evidence.host - order.host, smallest_budget=order.budget)
-    enough = smallest_capacity(nothing.leanest, pricer, evidence.capacity)
+    enough = smallest_capacity(nothing.leanest, pricer, evidence.capacity, max(2**20, evidence.capacity >> 10))
     over = max(evidence.over, enough - order.capacity, 0)
     return Shortage(phase=nothing.phase, over=over, smallest_budget=enough + order.device.context)
 

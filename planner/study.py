@@ -115,7 +115,7 @@ class Study:
                 found = other._tried(order)
                 if isinstance(found, Plan):
                     return found
-                nearest = min(nearest, found, key=lambda nothing: _least(nothing, order))
+                nearest = _nearer(nearest, found, order)
         return nearest
 
     def _missing(self, nothing: NothingFits, pricer: Pricer, order: reasons.Order) -> Shortage:
@@ -246,6 +246,22 @@ class Study:
         return reasons.Order(
             model=self.model, dtype=self.dtype, request=self.request, device=device, budget=amount, host=host
         )
+
+
+def _nearer(
+    one: tuple[NothingFits, Pricer], other: tuple[NothingFits, Pricer], order: reasons.Order
+) -> tuple[NothingFits, Pricer]:
+    """The one that a smaller budget would do for; the other's own is only looked for where it runs within that."""
+    likely, rival = sorted((one, other), key=lambda found: found[0].evidence.capacity)
+    budget = _least(likely, order)
+    if budget < inf and not _runs(rival, int(budget) - order.device.context):
+        return likely
+    return min(likely, rival, key=lambda found: _least(found, order))
+
+
+def _runs(found: tuple[NothingFits, Pricer], capacity: int) -> bool:
+    nothing, pricer = found
+    return nothing.evidence.capacity <= capacity and not pricer.rehearse(nothing.leanest, capacity).failed
 
 
 def _least(found: tuple[NothingFits, Pricer], order: reasons.Order) -> float:

@@ -103,14 +103,16 @@ def test_what_never_went_without_runs_alike_with_as_much() -> None:
     assert precedents.find(made(2 * MiB, 2 * MiB), Terms(CAP, expandable=False)) is None
 
 
-def test_what_had_to_retry_or_had_no_cap_decides_nothing() -> None:
+def test_what_had_to_retry_or_had_no_cap_decides_nothing_but_itself() -> None:
     tight, precedents = made(25 * MiB, 30 * MiB), Precedents()
-    seen = rehearsed(tight)
+    seen, free = rehearsed(tight), rehearse(tight, device())
     assert seen.retries
     precedents.keep(tight, Terms(CAP, expandable=False), seen)
-    precedents.keep(tight, Terms(None, expandable=False), rehearse(tight, device()))
-    assert precedents.find(tight, Terms(CAP, expandable=False)) is None
-    assert precedents.find(tight, Terms(None, expandable=False)) is None
+    precedents.keep(tight, Terms(None, expandable=False), free)
+    assert precedents.find(tight, Terms(CAP, expandable=False)) is seen
+    assert precedents.find(tight, Terms(None, expandable=False)) is free
+    assert precedents.find(tight, Terms(CAP + 1, expandable=False)) is None
+    assert precedents.find(made(25 * MiB, 30 * MiB), Terms(CAP, expandable=False)) is None
 
 
 @settings(max_examples=150, deadline=None)

@@ -206,7 +206,7 @@ def _runs(program: Program) -> Iterator[tuple[str, int]]:
 
     def walk(recording: int, owner: str) -> Iterator[tuple[str, int]]:
         inside = [owner]
-        for event in program.recordings[recording].events:
+        for event in program.recordings[recording].work:
             if isinstance(event, Run):
                 yield inside[-1], event.kernel
             elif isinstance(event, Enter):
