@@ -90,21 +90,16 @@ def smallest(
     Scenes are looked through by what they need at `least`, until that is no smaller than what was found.
     """
     high: int | None = None
-
-    def timeless(solution: Solution) -> tuple[Offer, ...]:
-        return tuple(replace(offer, seconds=0.0) for offer in exact(solution))
-
     for problem in sorted(problems, key=least):
         low = least(problem)
         if high is not None and low >= high:
             break
-        groups = tuple(tuple(replace(offer, seconds=0.0) for offer in group) for group in problem.groups)
-        search = Search([replace(problem, seconds=0.0, groups=groups)], lambda _: True, timeless)
+        search = Search([problem], lambda _: True, exact)
         # Each scene must first beat the best so far; only then is bisecting worth it.
         limit = UNLIMITED if high is None else high - 1
         while low <= limit:
             search.change(limited(search.problems[0], limit))
-            if key := search.hunt(Aim(UNLIMITED, enough=0)):
+            if key := search.hunt(Aim(UNLIMITED, enough=UNLIMITED, timeless=True)):
                 high = need(search.solution(key, 0))
             elif high is None or limit == high - 1:
                 break

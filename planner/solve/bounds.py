@@ -80,8 +80,11 @@ def undominated(group: list[Bare]) -> list[Bare]:
     kept: list[Bare] = []
     guard = guards(group[0].rows) if group else 0
     for bare in sorted(group):
-        room = bare.load + guard
-        if not any(other.changes <= bare.changes and (room - other.load) & guard == guard for other in kept):
+        room, changes = bare.load + guard, bare.changes
+        for other in kept:
+            if (room - other.load) & guard == guard and other.changes <= changes:
+                break
+        else:
             kept.append(bare)
     return kept
 

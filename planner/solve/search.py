@@ -23,6 +23,10 @@ Decided: TypeAlias = Callable[[Solution], int]
 """How many of the first offers of a refused choice suffice for the refusal, whatever the others are."""
 
 
+View: TypeAlias = tuple[int, bool, bool]
+"""Fidelity, frugality and timelessness."""
+
+
 class Key(NamedTuple):
     """The order in which choices are preferred; `scene` is the place of the problem."""
 
@@ -40,6 +44,13 @@ class Aim(NamedTuple):
     frugal: bool = False
     enough: int = -1
     """Nanoseconds that need not be undercut."""
+    timeless: bool = False
+    """Whether all offers pass for equally fast, where any choice will do."""
+
+    @property
+    def view(self) -> View:
+        """What of it decides which offers matter."""
+        return self.fidelity, self.frugal, self.timeless
 
 
 def quickest(problem: Problem) -> int:
@@ -48,10 +59,12 @@ def quickest(problem: Problem) -> int:
     return nanoseconds(problem.seconds) + sum(fastest)
 
 
-def bare(offer: Offer, *, frugal: bool) -> Bare:
-    """An offer as the search looks at it; only one that is `frugal` counts changes."""
+def bare(offer: Offer, aim: Aim) -> Bare:
+    """An offer as the search looks at it; changes count for the frugal alone."""
     rows = (*offer.memory, offer.host)
-    return Bare(nanoseconds(offer.seconds), offer.changes * frugal, offer.name, rows, pack(rows))
+    return Bare(
+        0 if aim.timeless else nanoseconds(offer.seconds), offer.changes * aim.frugal, offer.name, rows, pack(rows)
+    )
 
 
 def as_offered(solution: Solution) -> tuple[Offer, ...]:
@@ -89,8 +102,8 @@ class Search:
         self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
         self.ruled_out: set[tuple[int, tuple[str, ...]]] = set()
         """Scenes and the first names of choices that were refused for these."""
-        self.stock: dict[tuple[int, int, bool, bool], list[list[Bare]]] = {}
-        self.ready: dict[tuple[int, int, bool, bool, int, int | None, float], Scene | None] = {}
+        self.stock: dict[tuple[int, View, bool], list[list[Bare]]] = {}
+        self.ready: dict[tuple[int, View, bool, int, int | None, float], Scene | None] = {}
         self.quickest: list[int] = []
         self.leasts: dict[Aim, dict[int, Least]] = {}
         """By what is looked for and by scene.  A scene only gets worse: what was its best bounds what is left."""
@@ -215,7 +228,7 @@ class Search:
         """The scene made ready, once for sweeps that look for the same: after a refusal nothing else has changed."""
         problem = self.problems[index]
         capacity = problem.capacity - self.withheld(index)
-        place = (index, aim.fidelity, aim.frugal, whole, capacity, problem.host, self.limit)
+        place = (index, aim.view, whole, capacity, problem.host, self.limit)
         if place not in self.ready:
             leaner = replace(problem, capacity=capacity)
             self.ready[place] = prepare(leaner, self.offers(index, aim, whole=whole), self.limit)
@@ -223,10 +236,10 @@ class Search:
 
     def offers(self, index: int, aim: Aim, *, whole: bool) -> list[list[Bare]]:
         """The offers of a scene that matter; `whole` keeps the dominated ones."""
-        place = (index, aim.fidelity, aim.frugal, whole)
+        place = (index, aim.view, whole)
         if place not in self.stock:
             groups = [
-                [bare(offer, frugal=aim.frugal) for offer in group if offer.fidelity <= aim.fidelity]
+                [bare(offer, aim) for offer in group if offer.fidelity <= aim.fidelity]
                 for group in self.problems[index].groups
             ]
             self.stock[place] = groups if whole else [undominated(group) for group in groups]
