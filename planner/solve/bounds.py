@@ -89,21 +89,24 @@ def undominated(group: list[Bare]) -> list[Bare]:
     return kept
 
 
-def possible(groups: list[list[Bare]], limits: Rows, time: float) -> list[list[Bare]]:
-    """Without offers that break a limit or exceed the time even when every other group is at its least."""
-    guard = guards(limits)
+def possible(groups: list[list[Bare]], limits: Rows, time: float) -> tuple[list[list[Bare]], list[Bare]] | None:
+    """The groups without offers that break a limit or exceed the time even when every other group is at its least.
+
+    With what is least in each; None where one has no offer left.
+    """
+    guard, packed = guards(limits), pack(limits)
     while all(groups):
         lows = [least(group) for group in groups]
         spare = time - sum(low.time for low in lows)
-        room = pack(limits) - sum(low.load for low in lows) + guard
+        room = packed - sum(low.load for low in lows) + guard
         kept = [
             [b for b in group if b.time - low.time <= spare and (room - b.load + low.load) & guard == guard]
             for group, low in zip(groups, lows, strict=True)
         ]
         if kept == groups:
-            break
+            return groups, lows
         groups = kept
-    return groups
+    return None
 
 
 def multipliers(groups: list[list[tuple[int, tuple[float, ...]]]]) -> list[float]:
@@ -150,10 +153,9 @@ def prepare(problem: Problem, groups: list[list[Bare]], limit: float) -> Scene |
     """The scene to search for less than `limit` ns; None when plainly nothing in it will do."""
     start = nanoseconds(problem.seconds)
     limits = (*(problem.capacity - row for row in problem.base), UNLIMITED if problem.host is None else problem.host)
-    groups = possible(groups, limits, limit - start)
-    if not all(groups):
+    if (left := possible(groups, limits, limit - start)) is None:
         return None
-    lows = [least(group) for group in groups]
+    groups, lows = left
     room = tuple(limit - sum(low.rows[row] for low in lows) for row, limit in enumerate(limits))
     time = start + sum(low.time for low in lows)
     if min(room) < 0 or time > limit:

@@ -102,6 +102,7 @@ class Search:
         self.verdicts: dict[tuple[int, tuple[str, ...]], bool] = {}
         self.ruled_out: set[tuple[int, tuple[str, ...]]] = set()
         """Scenes and the first names of choices that were refused for these."""
+        self.bares: dict[tuple[int, int, View], dict[str, tuple[Offer, Bare]]] = {}
         self.stock: dict[tuple[int, View, bool], list[list[Bare]]] = {}
         self.ready: dict[tuple[int, View, bool, int, int | None, float], Scene | None] = {}
         self.quickest: list[int] = []
@@ -238,12 +239,18 @@ class Search:
         """The offers of a scene that matter; `whole` keeps the dominated ones."""
         place = (index, aim.view, whole)
         if place not in self.stock:
-            groups = [
-                [bare(offer, aim) for offer in group if offer.fidelity <= aim.fidelity]
-                for group in self.problems[index].groups
-            ]
+            groups = [self.seen(index, number, aim) for number in range(len(self.problems[index].groups))]
             self.stock[place] = groups if whole else [undominated(group) for group in groups]
         return self.stock[place]
+
+    def seen(self, index: int, number: int, aim: Aim) -> list[Bare]:
+        """The offers of one group; most are those that were looked at before another was filled in."""
+        known = self.bares.setdefault((index, number, aim.view), {})
+        group = [offer for offer in self.problems[index].groups[number] if offer.fidelity <= aim.fidelity]
+        for offer in group:
+            if offer.name not in known or known[offer.name][0] is not offer:
+                known[offer.name] = offer, bare(offer, aim)
+        return [known[offer.name][1] for offer in group]
 
     def descend(self, scene: Scene, aim: Aim, key: Key, price: int, room: int) -> None:
         """Everything below a partial choice, cheapest first; all sums already hold the least of the groups to come."""
