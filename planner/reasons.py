@@ -62,12 +62,11 @@ def plan_as_it_is(priced: Priced, pricer: Pricer, order: Order) -> Plan:
 
 
 def roomy(winner: Priced, capped: Rehearsal, pricer: Pricer, order: Order) -> Rehearsal:
-    """What the run shows: as rehearsed under the cap, but where that had to retry, as much as it might take.
+    """What the run shows: as rehearsed under the cap, but where cuDNN fell back to leaner engines, what it might take.
 
-    Short of memory cuDNN falls back to leaner engines; whether it must hangs on fragments of a few MiB, so the promise
-    does not count on it.
+    Whether it must hangs on fragments of a few MiB, so the promise does not count on it.
     """
-    if not capped.retries:
+    if not capped.leaner:
         return capped
     free = pricer.rehearse(winner, None)
     most = {name: min(allocated, order.capacity) for name, allocated, _ in free.phases}

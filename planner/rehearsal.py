@@ -69,6 +69,8 @@ class Rehearsal:
     """Bytes of the request that could not be met."""
     reached: int = 0
     """Events of the course, from the first on, that settled where it ran out."""
+    leaner: int = 0
+    """Times that a convolution took a leaner engine for want of memory."""
     enough: int = 0
     """Bytes of capacity under which a run that ran through does the very same: what it never had, it cannot miss."""
 
@@ -129,7 +131,8 @@ def rehearse(
     return Rehearsal(
         allocated=max((a for a, _ in peaks.values()), default=0),
         reserved=max((r for _, r in peaks.values()), default=0), enough=most + aside,
-        retries=stage.allocator.retries, failed=failed, calls=returned if failed else 0, missing=missing,
+        retries=stage.allocator.retries, leaner=stage.leaner,
+        failed=failed, calls=returned if failed else 0, missing=missing,
         phases=tuple((name, a, r) for name, (a, r) in peaks.items()),
         reached=max(taken, len(loads) + 1) if failed else 0,
     )  # fmt: skip
@@ -218,7 +221,7 @@ class _Stage:
         self.at_ease = False
         """Whether no more requests were looked at because none was near the cap."""
         self._temporaries: dict[int, tuple[int, ...]] = {}
-        self._leaner = 0
+        self.leaner = 0
         """Times that a convolution took to a leaner engine."""
         self._denoisers = {component.name for component in program.components if "denoiser" in component.traits}
         self._outlived: list[Block | None] = []
@@ -405,7 +408,7 @@ class _Stage:
         events = self._cost.body(self._program, recording, "none").events
         if events <= FEW or not allocator.settled:
             return self._replay(recording).buffers
-        large, small = ((recording, self._leaner, layout) for layout in allocator.layout())
+        large, small = ((recording, self.leaner, layout) for layout in allocator.layout())
         if large in self._effects and small in self._trifles:
             return self._again(self._effects[large], self._trifles[small])
         before, top, launched = allocator.allocated, allocator.peak_allocated, self._launched
@@ -460,7 +463,7 @@ class _Stage:
         for size in workspace.engines(conv, self._device, every=True):
             if size < refused and self.allocator.can_malloc(size):
                 self._temporaries[index] = (*copies, size)
-                self._leaner += 1
+                self.leaner += 1
                 return
         self.allocator.malloc(refused)
 

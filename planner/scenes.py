@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
+from typing import NamedTuple
 
 from planner import solve
 from planner.pricing import Candidate, Priced, Pricer, Sketch, described, fidelity, held, intervention
@@ -188,7 +189,7 @@ class Scenes:
     ) -> tuple[solve.Offer, ...]:
         """A component with its weights on the card throughout, or streamed in one of these ways.
 
-        Those that leave least in some phase are priced, for that is what the other groups may take.
+        One that leaves least in some phase, as far as sketches tell, is priced: what the other groups may take.
         """
         weights = held(scene.program.component(choices[0].component))
         sketches = zip(choices, self._pricer.sketches(scene, choices), strict=True)
@@ -204,7 +205,8 @@ class Scenes:
         ]
         options |= {offer.name: choice for offer, choice in zip(offers, ((), *((o,) for o in choices)), strict=True)}
         for row in range(len(scene.phases)):
-            while (least := min(offers, key=lambda offer: offer.memory[row])).sketch:
+            least = min(offers, key=lambda offer: offer.memory[row])
+            if least.sketch:
                 offers[offers.index(least)] = self._streamed(scene, options[least.name])
         return tuple(offers)
 
@@ -227,7 +229,7 @@ class Scenes:
         priced: Priced,
         choices: Sequence[Candidate],
         rows: Sequence[int],
-        room: Sequence[int],
+        room: _Room,
         rest: float,
         fragments: float,
         options: dict[str, Candidate],
@@ -242,8 +244,8 @@ class Scenes:
         fastest = fitting = enough = inf
         grouped = {row for scope in GROUPS for row in priced.of(scope)}
         elsewhere = (n for n in range(len(priced.phases)) if n not in grouped)
-        hopeless = any(priced.phases[n].peak.total > room[n] for n in elsewhere)
-        hopeless |= any(priced.phases[n].peak.weights > room[n] for n in rows)
+        hopeless = any(priced.phases[n].peak.total > room.most[n] for n in elsewhere)
+        hopeless |= any(priced.phases[n].peak.weights > room.most[n] for n in rows)
         level = 0
         for (reach, _), same in groupby(sorted(choices, key=intervention), key=intervention):
             if reach > level:
@@ -256,7 +258,7 @@ class Scenes:
                 offer = self._offer(self._pricer.price(self._pricer.merged(priced, choice)), choice, rows, priced)
                 options[offer.name] = choice
                 fastest = min(fastest, offer.seconds)
-                if all(offer.memory[n] <= room[n] - self._limits.sums * fragments for n in rows):
+                if all(offer.memory[n] <= room.sure[n] - self._limits.sums * fragments for n in rows):
                     fitting = min(fitting, offer.seconds)
                 yield offer
 
@@ -280,6 +282,17 @@ def _sketched(option: Option, sketch: Sketch, weights: int) -> solve.Offer:
     )  # fmt: skip
 
 
-def _room(most: int, groups: Sequence[Sequence[solve.Offer]], phases: int) -> list[int]:
+class _Room(NamedTuple):
     """Bytes of each phase for all else when every component is at its leanest, where rows count its weights too."""
-    return [most - sum(min(offer.memory[n] for offer in group) for group in groups) for n in range(phases)]
+
+    most: list[int]
+    """As far as sketches tell."""
+    sure: list[int]
+
+
+def _room(most: int, groups: Sequence[Sequence[solve.Offer]], phases: int) -> _Room:
+    known = [[offer for offer in group if not offer.sketch] for group in groups]
+    return _Room(*(
+        [most - sum(min(offer.memory[n] for offer in group) for group in each) for n in range(phases)]
+        for each in (groups, known)
+    ))  # fmt: skip
