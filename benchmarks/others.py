@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from planner.events import Cast, Drop, Empty, Enter, Event, Exit, Load
 from planner.pricing import PLACEMENT, Candidate, Priced, Pricer, described, words
-from planner.program import Cast, Drop, Empty, Enter, Event, Exit, Load, Program, calls
+from planner.program import Program, calls
 from planner.programs import Programs
 from planner.request import Request
 from planner.techniques.base import Option

@@ -19,8 +19,8 @@ from summary import HEAD, RULE, stated
 
 from planner import profiles
 from planner.cards import card
+from planner.events import Load
 from planner.pricing import Pricer
-from planner.program import Load
 from planner.programs import FromProfile, Programs
 from planner.request import Fidelity, Request
 from planner.tasks import prepared

@@ -28,9 +28,11 @@ from planner.cards import card
 from planner.cost import Cost
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
+from planner.events import Call, Enter, Exit, Run
+from planner.kernels import Attention, Kernel, Plain
 from planner.offload import model_offload, sequential_offload
 from planner.pace import Pace
-from planner.program import Attention, Call, Component, Enter, Exit, Kernel, Plain, Program, Run, Variant, calls
+from planner.program import Component, Program, Variant, calls
 from planner.programs import FromProfile, Programs
 from planner.request import Request
 from planner.study import cache_folder

@@ -32,7 +32,8 @@ from planner.cards import card  # noqa: E402
 from planner.cost import scratch  # noqa: E402
 from planner.device import Device  # noqa: E402
 from planner.errors import PlannerError  # noqa: E402
-from planner.program import Attention, Conv, Variant  # noqa: E402
+from planner.kernels import Attention, Conv  # noqa: E402
+from planner.program import Variant  # noqa: E402
 from planner.programs import FromProfile, Programs  # noqa: E402
 from planner.request import Request  # noqa: E402
 from planner.study import cache_folder  # noqa: E402

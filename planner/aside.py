@@ -6,23 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from planner.program import (
-    ITEM_SIZE,
-    Alloc,
-    Aside,
-    Attention,
-    Call,
-    Cast,
-    Component,
-    Conv,
-    Enter,
-    Event,
-    Exit,
-    Free,
-    Kernel,
-    Program,
-    Run,
-)
+from planner.events import Alloc, Aside, Call, Cast, Enter, Event, Exit, Free, Run
+from planner.kernels import ITEM_SIZE, Attention, Conv, Kernel
+from planner.program import Component, Program
 
 SINGLE = ITEM_SIZE["float32"]
 """Bytes of a number there: convolutions in half precision are slow on CPUs, or not to be had."""

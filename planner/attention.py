@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from planner.device import Device
-from planner.program import ITEM_SIZE, Attention
+from planner.kernels import ITEM_SIZE, Attention
 
 FLASH_HEAD = 256
 """Largest head size of the flash kernels."""

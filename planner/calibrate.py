@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from planner import samples
 from planner.calibration import Calibration
 from planner.device import Device
+from planner.kernels import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
 from planner.pace import Pace
-from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import torch
 
 from planner.dispatch import nbytes
 from planner.holding import HOOK
-from planner.program import Plain
+from planner.kernels import Plain
 from planner.recorder import Recorder
 from planner.replay import Replay, own_weights
 

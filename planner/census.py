@@ -9,24 +9,9 @@ from typing import Literal, NamedTuple
 
 from planner import workspace
 from planner.cost import BEFORE, Cost, Meter, Walk, rounded
-from planner.program import (
-    Alloc,
-    Call,
-    Cast,
-    Drop,
-    Enter,
-    Event,
-    Exit,
-    Fetch,
-    Free,
-    Kernel,
-    Load,
-    Plain,
-    Program,
-    Run,
-    Stay,
-    calls,
-)
+from planner.events import Alloc, Call, Cast, Drop, Enter, Event, Exit, Fetch, Free, Load, Run, Stay
+from planner.kernels import Kernel, Plain
+from planner.program import Program, calls
 
 Kind = Literal["weights", "activations", "workspace"]
 LIBRARY = "cuBLAS"

@@ -16,16 +16,12 @@ from planner import attention, clock, reduction, workspace
 from planner.clock import Clock, Row, Span
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
-from planner.pace import GRAPH_SECONDS, Pace
-from planner.program import (
-    PLACED,
+from planner.events import (  # fmt: skip
     Alloc,
     Aside,
-    Attention,
     Await,
     Call,
     Cast,
-    Conv,
     Drop,
     Enter,
     Event,
@@ -33,16 +29,13 @@ from planner.program import (
     Fetch,
     Free,
     Join,
-    Kernel,
     Load,
-    Plain,
-    Program,
-    Recording,
-    Reduction,
     Run,
     Stay,
-    calls,
-)  # fmt: skip
+)
+from planner.kernels import Attention, Conv, Kernel, Plain, Reduction  # fmt: skip
+from planner.pace import GRAPH_SECONDS, Pace
+from planner.program import PLACED, Program, Recording, calls  # fmt: skip
 
 GRAIN = 512
 """The allocator rounds every request up to this (kMinBlockSize)."""

@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_map
 
 from planner import composites, metas
 from planner.ghost import LARGE
+from planner.kernels import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.metas import tensors
-from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.recorder import Recorder
 from planner.reduction import layout
 from planner.strides import channels_last, hand_on, is_handed_on

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from planner.events import Alloc, Call, Event, Free
 from planner.metas import tensors
-from planner.program import Alloc, Call, Event, Free
 from planner.recorder import Recorder
 from planner.signature import Opaque, Shape, made_anew, mapped, shape_of
 

@@ -14,17 +14,12 @@ from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from typing import NamedTuple
 
-from planner.numbering import Names
-from planner.offload import lent
-from planner.program import (
-    PLACED,
-    STREAMED,
+from planner.events import (
     Again,
     Alloc,
     Await,
     Call,
     Cast,
-    Component,
     Drop,
     Enter,
     Event,
@@ -33,11 +28,12 @@ from planner.program import (
     Free,
     Join,
     Load,
-    Program,
-    Recording,
     Source,
     Stay,
 )
+from planner.numbering import Names
+from planner.offload import lent
+from planner.program import PLACED, STREAMED, Component, Program, Recording
 
 TABLES = "tables"
 """Key of buffers that stay when their group has gone."""

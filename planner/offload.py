@@ -6,23 +6,8 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, count
 
-from planner.program import (
-    Again,
-    Alloc,
-    Call,
-    Cast,
-    Drop,
-    Empty,
-    Ending,
-    Enter,
-    Event,
-    Exit,
-    Free,
-    Load,
-    Program,
-    calls,
-    streamed,
-)
+from planner.events import Again, Alloc, Call, Cast, Drop, Empty, Ending, Enter, Event, Exit, Free, Load
+from planner.program import Program, calls, streamed
 
 
 def resident(program: Program) -> Program:

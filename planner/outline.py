@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from planner.clock import Clock, Row, Span
 from planner.cost import Cost, Meter
+from planner.events import Await, Call, Drop, Enter, Fetch, Run
 from planner.pace import Pace
-from planner.program import Await, Call, Component, Drop, Enter, Fetch, Program, Run
+from planner.program import Component, Program
 from planner.streaming import Begin, End, ahead, flat, passes, serial
 
 

@@ -13,7 +13,8 @@ from math import ceil, prod
 from planner import attention, host
 from planner.device import Device
 from planner.efficiency import FITTED, Efficiency
-from planner.program import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain, Source
+from planner.events import Source
+from planner.kernels import ITEM_SIZE, Attention, Conv, Kernel, Matmul, Plain
 
 RETURN = 0.5
 """Share of that rate back to ordinary memory, whose pages must be made first: model offload takes FLUX.1's 33.7 GB

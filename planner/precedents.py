@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from operator import is_
 from typing import NamedTuple
 
-from planner.program import PLACED, Call, Event, Gone, Program, Recording
+from planner.events import Call, Event, Gone
+from planner.program import PLACED, Program, Recording
 from planner.rehearsal import Rehearsal
 
 

@@ -15,10 +15,12 @@ from planner.cost import Cost, Phase, rounded
 from planner.demands import Demand, chosen, demands
 from planner.device import Device
 from planner.errors import BadRequest, TraceFailed, Unserved
+from planner.events import Call
+from planner.kernels import Conv, Matmul
 from planner.lessons import NONE, Lessons, kind_of
 from planner.outline import Leaves, Passes
 from planner.precedents import Precedents, Terms
-from planner.program import Call, Component, Conv, Matmul, Program
+from planner.program import Component, Program
 from planner.programs import Programs
 from planner.rehearsal import Rehearsal, rehearse
 from planner.request import Request

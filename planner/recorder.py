@@ -14,8 +14,10 @@ from itertools import count
 
 import torch
 
+from planner.events import Alloc, Call, Cast, Ending, Enter, Event, Exit, Free, Gone, Run
+from planner.kernels import Kernel
 from planner.packed import parts
-from planner.program import Alloc, Call, Cast, Ending, Enter, Event, Exit, Free, Gone, Kernel, Recording, Run
+from planner.program import Recording
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,7 @@ from math import gcd
 from typing import NamedTuple
 
 from planner.device import Device
-from planner.program import Reduction
+from planner.kernels import Reduction
 
 THREADS = 512
 """Most threads of a block (mnt_wrapper)."""

@@ -16,26 +16,9 @@ from planner.blocks import Block, Seat
 from planner.clock import AHEAD
 from planner.cost import Cost, rounded, temporaries
 from planner.device import Device
-from planner.program import (
-    Again,
-    Alloc,
-    Aside,
-    Call,
-    Cast,
-    Conv,
-    Drop,
-    Empty,
-    Event,
-    Fetch,
-    Free,
-    Gone,
-    Join,
-    Load,
-    Program,
-    Run,
-    Stay,
-    calls,
-)
+from planner.events import Again, Alloc, Aside, Call, Cast, Drop, Empty, Event, Fetch, Free, Gone, Join, Load, Run, Stay
+from planner.kernels import Conv
+from planner.program import Program, calls
 from planner.score import FEW, LAUNCH, Begin, Score, Scores
 
 LATER = 7

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from planner import workspace
 from planner.calibration import Scratch
 from planner.device import Device
-from planner.program import ITEM_SIZE, Conv
+from planner.kernels import ITEM_SIZE, Conv
 
 if TYPE_CHECKING:
     import torch

@@ -13,25 +13,10 @@ from typing import NamedTuple
 from planner.attention import is_copied
 from planner.cost import late, temporaries
 from planner.device import Device
+from planner.events import Alloc, Await, Call, Enter, Event, Exit, Free, Run
+from planner.kernels import Attention, Conv, Kernel, Matmul, Plain
 from planner.pace import VIEWS
-from planner.program import (
-    PLACED,
-    Alloc,
-    Attention,
-    Await,
-    Call,
-    Conv,
-    Enter,
-    Event,
-    Exit,
-    Free,
-    Kernel,
-    Matmul,
-    Plain,
-    Program,
-    Recording,
-    Run,
-)
+from planner.program import PLACED, Program, Recording
 
 LAUNCH = -1
 OTHER = -2

@@ -13,24 +13,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from planner import program as p
+from planner import events as e
+from planner import kernels as k
 from planner.collector import SELDOM, collecting
-from planner.program import Component, Event, Kernel, Program, Recording, Setting, Stack, Unit, Variant
+from planner.events import Event
+from planner.kernels import Kernel
+from planner.program import Component, Program, Recording, Setting, Stack, Unit, Variant
 
 FORMAT = 35
 """Version of the stored form and of the recorder; raise it when either changes."""
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 OPTIONAL = ("torchao", "gguf")
 """What quantizes, where it is installed."""
-KERNELS: tuple[type[Kernel], ...] = (p.Plain, p.Matmul, p.Conv, p.Attention, p.Reduction)
-EVENTS: tuple[type[Event], ...] = (p.Alloc, p.Free, p.Run, p.Call, p.Enter, p.Exit, p.Cast, p.Gone, p.Ending)
+KERNELS: tuple[type[Kernel], ...] = (k.Plain, k.Matmul, k.Conv, k.Attention, k.Reduction)
+EVENTS: tuple[type[Event], ...] = (e.Alloc, e.Free, e.Run, e.Call, e.Enter, e.Exit, e.Cast, e.Gone, e.Ending)
 """Those of a recording; placement, which is not stored, adds the others."""
 
 TABLES = ("kernels", "recordings", "family", "placed", "anew")
 """Fields of a program that its family shares, or that are not stored."""
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError)
 """What a file that is none of ours, or a broken one, raises."""
-NUMBERS = {EVENTS.index(kind): len(kind._fields) for kind in (p.Alloc, p.Free, p.Run)}
+NUMBERS = {EVENTS.index(kind): len(kind._fields) for kind in (e.Alloc, e.Free, e.Run)}
 """Events that are numbers only, with how many these are; nearly all are."""
 
 
@@ -129,7 +132,7 @@ def _reached(body: Callable[[int], Recording], course: int) -> set[int]:
     """Places of the bodies a course calls, itself included."""
     reached, waiting = {course}, [course]
     while waiting:
-        called = {event.recording for event in body(waiting.pop()).events if isinstance(event, p.Call)}
+        called = {event.recording for event in body(waiting.pop()).events if isinstance(event, e.Call)}
         waiting += called - reached
         reached |= called
     return reached

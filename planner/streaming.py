@@ -12,24 +12,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TypeVar
 
+from planner.events import Alloc, Await, Call, Drop, Enter, Event, Exit, Fetch, Free, Run
 from planner.numbering import Names
-from planner.program import (
-    PLACED,
-    Alloc,
-    Await,
-    Call,
-    Component,
-    Drop,
-    Enter,
-    Event,
-    Exit,
-    Fetch,
-    Free,
-    Program,
-    Recording,
-    Run,
-    Unit,
-)
+from planner.program import PLACED, Component, Program, Recording, Unit
 
 T = TypeVar("T")
 

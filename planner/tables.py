@@ -17,10 +17,10 @@ from planner.cards import catalogue
 from planner.census import Count
 from planner.device import Device
 from planner.explain import rate
+from planner.kernels import ITEM_SIZE
 from planner.minimum import Smallest
 from planner.plan import Plan
 from planner.profiles import PipelineProfile
-from planner.program import ITEM_SIZE
 from planner.prose import Dotted, Prose
 from planner.surveys import Anatomy, Frontier, Largest, Row
 from planner.techniques.base import Option

@@ -16,11 +16,12 @@ from planner.cached import ONCE, caches_of
 from planner.casting import Casting
 from planner.dispatch import Dispatch, Functions, name_of, nbytes
 from planner.errors import TraceFailed
+from planner.events import Call
 from planner.ghost import Ghost
 from planner.groupable import is_leaf, stacks_of
 from planner.metas import tensors
 from planner.packed import clings, packs
-from planner.program import DENOISERS, METHODS, Call, Component, Program, Unit, Variant, sample_of
+from planner.program import DENOISERS, METHODS, Component, Program, Unit, Variant, sample_of
 from planner.recorder import Done, Recorder
 from planner.replay import Over, Replay, anchored_buffers
 from planner.signature import Shape, made_anew, mapped

@@ -14,7 +14,7 @@ from typing import Any
 
 from planner import cudnn
 from planner.device import Device
-from planner.program import ITEM_SIZE, Conv
+from planner.kernels import ITEM_SIZE, Conv
 
 CUBLAS = 8_519_680
 """Bytes of the cuBLAS workspace torch keeps from the first product on (CublasHandlePool.cpp: 4096·2 + 16·8 KiB)."""

@@ -8,29 +8,10 @@ from hypothesis import strategies as st
 
 from planner.cost import scratch
 from planner.device import Device
+from planner.events import Alloc, Call, Cast, Drop, Enter, Event, Exit, Free, Load, Run  # fmt: skip
+from planner.kernels import Attention, Conv, Kernel, Matmul, Plain  # fmt: skip
 from planner.pace import Pace
-from planner.program import (
-    Alloc,
-    Attention,
-    Call,
-    Cast,
-    Component,
-    Conv,
-    Drop,
-    Enter,
-    Event,
-    Exit,
-    Free,
-    Kernel,
-    Load,
-    Matmul,
-    Plain,
-    Program,
-    Recording,
-    Run,
-    Variant,
-    calls,
-)  # fmt: skip
+from planner.program import Component, Program, Recording, Variant, calls  # fmt: skip
 
 GRAIN = 512
 MiB = 2**20

@@ -21,9 +21,10 @@ from techniques.programs import device
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import planner
+from planner.events import Call, Enter, Run
 from planner.ghost import ghost_of
 from planner.offload import resident
-from planner.program import Call, Enter, Program, Run, Variant
+from planner.program import Program, Variant
 from planner.rehearsal import rehearse
 from planner.request import Request
 from planner.settings import Settings

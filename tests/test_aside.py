@@ -11,9 +11,11 @@ from techniques.programs import device
 from planner import host
 from planner.aside import calls_of, work, worked_aside
 from planner.cost import Cost
+from planner.events import Alloc, Aside, Call, Cast, Enter, Exit, Free, Load, Run
+from planner.kernels import Attention, Conv
 from planner.offload import resident
 from planner.pace import CORE
-from planner.program import Alloc, Aside, Attention, Call, Cast, Component, Conv, Enter, Exit, Free, Load, Program, Run
+from planner.program import Component, Program
 
 CONV = Conv(
     dtype="float16", input=(1, 4, 8, 8), weight=(8, 4, 3, 3), output=(1, 8, 8, 8), stride=(1, 1), padding=(1, 1)

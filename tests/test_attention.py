@@ -15,7 +15,7 @@ from techniques.programs import device
 from planner.attention import chosen, late, requests, seeds, usable
 from planner.cost import rounded, temporaries
 from planner.cost import scratch as most
-from planner.program import Attention
+from planner.kernels import Attention
 
 KiB, MiB = 2**10, 2**20
 

@@ -15,9 +15,9 @@ from planner import cards, cudnn
 from planner.calibrate import Bench, calibrate
 from planner.calibration import Calibration, Scratch, read, write
 from planner.errors import BadRequest
+from planner.kernels import Conv, Matmul, Plain
 from planner.pace import ISSUES, Pace
 from planner.plan import Plan
-from planner.program import Conv, Matmul, Plain
 from planner.samples import SAMPLES, Seen, summed
 from planner.workspace import engines, foreseen, kind
 

@@ -11,8 +11,10 @@ import pytest
 from planner import profiles
 from planner.cards import card
 from planner.choose import NothingFits, choose
+from planner.events import Run
+from planner.kernels import Matmul
 from planner.pricing import Candidate, Pricer
-from planner.program import Matmul, Recording, Run
+from planner.program import Recording
 from planner.programs import FromProfile, Programs
 from planner.rehearsal import rehearse
 from planner.request import Fidelity, Request

@@ -12,25 +12,11 @@ from reference import CUBLAS, MiB, body, course, programs, read
 from techniques.programs import device
 
 from planner.cost import Cost, Peak, Phase, rounded, scratch, temporaries
+from planner.events import Alloc, Call, Cast, Drop, Free, Load, Run  # fmt: skip
+from planner.kernels import Attention, Conv, Matmul, Plain  # fmt: skip
 from planner.offload import model_offload, resident, sequential_offload
 from planner.pace import GRAPH_SECONDS, Pace
-from planner.program import (
-    PLACED,
-    Alloc,
-    Attention,
-    Call,
-    Cast,
-    Component,
-    Conv,
-    Drop,
-    Free,
-    Load,
-    Matmul,
-    Plain,
-    Program,
-    Run,
-    Variant,
-)  # fmt: skip
+from planner.program import PLACED, Component, Program, Variant  # fmt: skip
 
 Placement = Callable[[Program], Program]
 PLACEMENTS: tuple[Placement, ...] = (resident, model_offload, sequential_offload)

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from planner.dispatch import Dispatch, Functions
-from planner.program import Alloc, Attention, Conv, Free, Kernel, Plain, Reduction, Run
+from planner.events import Alloc, Free, Run
+from planner.kernels import Attention, Conv, Kernel, Plain, Reduction
 from planner.recorder import Recorder
 
 K = TypeVar("K", Plain, Conv, Attention)

@@ -31,6 +31,8 @@ ROOMS = (
     ),
     *("calibration", "cards", "probe"),
     *(
+        "kernels",
+        "events",
         "program",
         "store",
         "standin",

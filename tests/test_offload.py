@@ -11,26 +11,9 @@ from reference import CUBLAS, MiB, body, course, programs
 from techniques.programs import device
 
 from planner.cost import Cost
+from planner.events import Again, Alloc, Call, Cast, Drop, Empty, Ending, Enter, Event, Exit, Free, Load, Run
 from planner.offload import lent, model_offload, resident, sequential_offload
-from planner.program import (
-    STREAMED,
-    Again,
-    Alloc,
-    Call,
-    Cast,
-    Component,
-    Drop,
-    Empty,
-    Ending,
-    Enter,
-    Event,
-    Exit,
-    Free,
-    Load,
-    Program,
-    Recording,
-    Run,
-)
+from planner.program import STREAMED, Component, Program, Recording
 
 TEXT, UNET, VAE, CONTROL, SAFETY = 20 * MiB, 100 * MiB, 10 * MiB, 30 * MiB, 5 * MiB
 MOVES = ("Load", "Drop", "Empty", "Cast")

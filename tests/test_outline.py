@@ -7,9 +7,9 @@ import pytest
 from planner import profiles
 from planner.cards import card
 from planner.device import Device
+from planner.events import Drop, Fetch
 from planner.lessons import Lessons, kind_of
 from planner.pricing import Priced, Pricer, Sketch
-from planner.program import Drop, Fetch
 from planner.programs import FromProfile, Programs
 from planner.request import Request
 from planner.techniques.base import Option

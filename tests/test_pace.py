@@ -11,8 +11,8 @@ from techniques.programs import device
 
 from planner.device import Device
 from planner.efficiency import Efficiency
+from planner.kernels import Attention, Conv, Kernel, Matmul, Plain, Reduction
 from planner.pace import EXPONENTIALS, GUARDS, ISSUES, LEAF_SECONDS, RETURN, WATTS, WINOGRAD, Pace
-from planner.program import Attention, Conv, Kernel, Matmul, Plain, Reduction
 
 PLAIN = Efficiency(
     product=1.0, feeding=0.0, before_ampere=0.5, convolution=0.5, single=1.0, efficient=0.5, wide=0.5, softmax=0.0,

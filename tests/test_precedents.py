@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from reference import MiB, body, course, programs
 from techniques.programs import device
 
+from planner.events import Alloc, Call, Free, Load, Run
+from planner.kernels import Plain
 from planner.offload import resident
 from planner.precedents import Precedents, Terms, alike
-from planner.program import PLACED, Alloc, Call, Free, Load, Plain, Program, Run
+from planner.program import PLACED, Program
 from planner.rehearsal import Rehearsal, rehearse
 
 WORK = Call(0, "unet", ())

@@ -9,8 +9,9 @@ import pytest
 from techniques import programs
 
 from planner.errors import Unserved
+from planner.kernels import Conv
 from planner.pricing import _check
-from planner.program import Conv, Program
+from planner.program import Program
 
 BY_CHANNEL = Conv(
     dtype="bfloat16", input=(2, 6720, 16, 16), weight=(6720, 1, 5, 5), output=(2, 6720, 16, 16), stride=(1, 1),

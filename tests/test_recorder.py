@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from planner.program import Alloc, Call, Cast, Enter, Event, Exit, Free, Gone, Matmul, Plain, Run
+from planner.events import Alloc, Call, Cast, Enter, Event, Exit, Free, Gone, Run
+from planner.kernels import Matmul, Plain
 from planner.recorder import Recorder
 
 ADD, MUL = Plain("add", 1, 2), Plain("mul", 1, 2)

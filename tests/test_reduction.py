@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from techniques.programs import device
 
-from planner.program import Reduction
+from planner.kernels import Reduction
 from planner.reduction import layout, requests
 
 A100 = replace(device((8, 0)), multiprocessors=108)

@@ -17,27 +17,10 @@ from planner import rehearsal as rehearsing
 from planner import score
 from planner.allocator import Allocator
 from planner.cost import Cost
+from planner.events import Again, Alloc, Call, Cast, Drop, Empty, Event, Free, Gone, Load, Run
+from planner.kernels import Attention, Conv, Matmul, Plain
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import (
-    Again,
-    Alloc,
-    Attention,
-    Call,
-    Cast,
-    Conv,
-    Drop,
-    Empty,
-    Event,
-    Free,
-    Gone,
-    Load,
-    Matmul,
-    Plain,
-    Program,
-    Recording,
-    Run,
-    Variant,
-)
+from planner.program import Program, Recording, Variant
 from planner.rehearsal import NEAR, _loads, _unlucky, rehearse
 
 PRODUCT = Matmul("float16", 1, 1)

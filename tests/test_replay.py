@@ -12,8 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import planner.replay
 from planner.dispatch import Dispatch, Functions
+from planner.events import Call, Event
 from planner.ghost import haunt
-from planner.program import Call, Event, Recording
+from planner.program import Recording
 from planner.recorder import Recorder
 from planner.replay import Replay, anchored_buffers, own_weights
 from planner.signature import Opaque, fingerprint, made_anew, mapped, shape_of, signature

@@ -6,7 +6,8 @@ from pathlib import Path
 from techniques import programs
 
 from planner import store
-from planner.program import Call, Free, Gone, Recording, Setting, Unit, Variant
+from planner.events import Call, Free, Gone
+from planner.program import Recording, Setting, Unit, Variant
 
 
 def test_programs_come_back_as_they_were(tmp_path: Path) -> None:

@@ -20,24 +20,11 @@ from planner import blueprint, profiles
 from planner.arguments import call_arguments, split
 from planner.cost import Cost
 from planner.errors import TraceFailed
+from planner.events import Alloc, Call, Cast, Ending, Enter, Event, Free, Gone, Run
 from planner.ghost import Ghost, ghost_of, haunted
+from planner.kernels import Plain
 from planner.offload import model_offload, resident, sequential_offload
-from planner.program import (
-    Alloc,
-    Call,
-    Cast,
-    Ending,
-    Enter,
-    Event,
-    Free,
-    Gone,
-    Plain,
-    Program,
-    Recording,
-    Run,
-    Setting,
-    Variant,
-)
+from planner.program import Program, Recording, Setting, Variant
 from planner.rehearsal import rehearse
 from planner.request import Request
 from planner.settings import Settings

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.program import Await, Drop, Fetch
+from planner.events import Await, Drop, Fetch
 from planner.streaming import Begin, End, ahead, serial
 
 ORDERS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)

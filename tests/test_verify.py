@@ -12,10 +12,10 @@ from techniques.programs import device, program, unet, vae
 
 from planner import lessons
 from planner.cost import Cost
+from planner.kernels import Plain
 from planner.lessons import KEPT, NONE, Lessons, kind_of
 from planner.plan import PhasePromise
 from planner.pricing import growth, taught
-from planner.program import Plain
 
 CARD = device()
 KIND = ("UNet2DConditionModel", "float16", "contiguous", CARD.name)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from techniques.programs import device
 
-from planner.program import Conv
+from planner.kernels import Conv
 from planner.workspace import copied, cublas, early, engines
 
 MiB = 2**20

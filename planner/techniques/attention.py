@@ -9,7 +9,9 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import Attention, Call, Component, Enter, Exit, Program, Run, Variant
+from planner.events import Call, Enter, Exit, Run
+from planner.kernels import Attention
+from planner.program import Component, Program, Variant
 from planner.request import Request
 from planner.techniques.attention_libraries import LIBRARIES
 from planner.techniques.base import Option, Scope, Undo

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.device import Device
-from planner.program import Attention
+from planner.kernels import Attention
 from planner.request import Fidelity
 
 HALF = ("float16", "bfloat16")

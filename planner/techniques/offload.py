@@ -10,8 +10,9 @@ from typing import Any
 from planner import host
 from planner.device import Device
 from planner.errors import ApplyFailed
+from planner.events import Call, Enter
 from planner.group_offload import Grouping, group_offload_one, groupable
-from planner.program import Call, Component, Enter, Program, Variant
+from planner.program import Component, Program, Variant
 from planner.request import Request
 from planner.streaming import streamable
 from planner.techniques import group

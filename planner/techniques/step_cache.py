@@ -9,7 +9,8 @@ from planner.arguments import split
 from planner.cached import HALVES, ONCE
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import CACHES, Call, Component, Enter, Program, Setting, Variant
+from planner.events import Call, Enter
+from planner.program import CACHES, Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.caches import KINDS, Cache

@@ -10,7 +10,8 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed, BadRequest
-from planner.program import Cast, Component, Program, Variant
+from planner.events import Cast
+from planner.program import Component, Program, Variant
 from planner.request import Request
 from planner.streamable import held, units_of
 from planner.streaming import aligned, block, differs, spread, stream, streamable, successor

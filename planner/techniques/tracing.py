@@ -8,7 +8,8 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import DENOISERS, STREAMED, Call, Component, Drop, Program, Variant
+from planner.events import Call, Drop
+from planner.program import DENOISERS, STREAMED, Component, Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error

@@ -11,7 +11,8 @@ from typing import Any
 from planner.aside import calls_of, worked_aside
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.program import ITEM_SIZE, Attention, Component, Program, Variant
+from planner.kernels import ITEM_SIZE, Attention
+from planner.program import Component, Program, Variant
 from planner.request import Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.entrance import on_call

@@ -8,7 +8,8 @@ from typing import Any
 
 from planner.device import Device
 from planner.errors import BadRequest
-from planner.program import Component, Conv, Program, Setting, Variant
+from planner.kernels import Conv
+from planner.program import Component, Program, Setting, Variant
 from planner.request import Fidelity, Request
 from planner.techniques.base import Option, Scope, Undo
 from planner.techniques.live import in_reverse, modules, remember, undone_on_error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from planner.device import Device
-from planner.program import Attention, Call, Component, Kernel, Program, Recording, Run, Variant
+from planner.events import Call, Run
+from planner.kernels import Attention, Kernel
+from planner.program import Component, Program, Recording, Variant
 
 SD = frozenset({"denoiser", "processors", "attention_slicing", "conv2d"})
 DIT = frozenset({"denoiser", "processors", "attention_backend", "repeated_blocks"})

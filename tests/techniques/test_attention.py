@@ -17,8 +17,9 @@ from planner.attention import chosen as backend
 from planner.attention import requests
 from planner.demands import Demand, chosen
 from planner.errors import ApplyFailed, BadRequest
+from planner.kernels import Attention
 from planner.pace import Pace
-from planner.program import Attention, Program
+from planner.program import Program
 from planner.request import Fidelity, Request
 from planner.snapshot import snapshot
 from planner.techniques.attention import SWITCHED_OFF, AttentionBackend, fits

@@ -7,7 +7,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from planner.errors import ApplyFailed
-from planner.program import Call, Program, Setting, Variant
+from planner.events import Call
+from planner.program import Program, Setting, Variant
 from planner.programs import FromPipe, Programs
 from planner.request import Request
 from planner.snapshot import snapshot

@@ -11,8 +11,10 @@ import torch
 from planner.cost import Cost
 from planner.demands import Demand, chosen
 from planner.errors import ApplyFailed, BadRequest
+from planner.events import Call, Run
+from planner.kernels import Attention
 from planner.offload import resident
-from planner.program import Attention, Call, Program, Run, Setting, Variant
+from planner.program import Program, Setting, Variant
 from planner.programs import FromPipe, Programs
 from planner.request import Fidelity, Request
 from planner.snapshot import snapshot

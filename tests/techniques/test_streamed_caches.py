@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from planner.program import Call, Drop, Event, Fetch, Program, Setting
+from planner.events import Call, Drop, Event, Fetch
+from planner.program import Program, Setting
 from planner.snapshot import snapshot
 from planner.streamable import units_of
 from planner.techniques.base import Option

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from planner.errors import ApplyFailed
+from planner.events import Drop, Load
 from planner.offload import sequential_offload
-from planner.program import Drop, Load, Program
+from planner.program import Program
 from planner.request import Request
 from planner.snapshot import snapshot
 from planner.techniques.base import Option

@@ -11,7 +11,7 @@ from rig import Server
 
 from planner.attention import in_order, late
 from planner.cards import card
-from planner.program import Attention
+from planner.kernels import Attention
 
 CARD = "rtx-4090"
 PLAIN = Attention("float16", 2, 8, 226, 226, 64, 64)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from planner.dispatch import Dispatch, Functions
-from planner.program import Alloc, Free, Run
+from planner.events import Alloc, Free, Run
 from planner.recorder import Recorder
 
 ROWS = "given(2, 30, 64)"

@@ -9,7 +9,7 @@ import rig
 
 from planner.cards import card
 from planner.cost import rounded
-from planner.program import Reduction
+from planner.kernels import Reduction
 from planner.reduction import layout, requests
 
 pytestmark = pytest.mark.virtual_gpu
