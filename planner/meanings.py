@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from planner.group_offload import Grouping
+from planner.group_hooks import Grouping
 from planner.techniques import group, streaming
 from planner.techniques.base import Option
 from planner.techniques.tiles import Tile

@@ -16,7 +16,8 @@ from techniques.programs import device
 from planner.allocator import Allocator
 from planner.cost import Cost
 from planner.events import Alloc, Await, Call, Cast, Drop, Enter, Event, Exit, Fetch, Free, Join, Load, Run, Stay
-from planner.group_offload import Grouping, group_offload, group_offload_one, groupable, host_bytes, pinned
+from planner.group_hooks import Grouping
+from planner.group_offload import group_offload, group_offload_one, groupable, host_bytes, pinned
 from planner.kernels import Plain
 from planner.program import Component, Program, Recording, Stack, Unit, Variant
 from planner.rehearsal import _Stage, rehearse

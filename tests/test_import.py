@@ -61,7 +61,7 @@ ROOMS = (
         "numbering",
         "streaming",
     ),
-    *("group_offload", "techniques", "settings", "programs", "lessons"),
+    *("group_hooks", "group_offload", "techniques", "settings", "programs", "lessons"),
     *(
         "blocks",
         "allocator",

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import ApplyFailed, BadRequest
-from planner.group_offload import Grouping, group_offload, groupable
+from planner.group_hooks import Grouping
+from planner.group_offload import group_offload, groupable
 from planner.groupable import moves
 from planner.program import Program
 from planner.techniques.entrance import on_call

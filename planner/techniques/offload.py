@@ -11,7 +11,8 @@ from planner import host
 from planner.device import Device
 from planner.errors import ApplyFailed
 from planner.events import Call, Enter
-from planner.group_offload import Grouping, group_offload_one, groupable
+from planner.group_hooks import Grouping
+from planner.group_offload import group_offload_one, groupable
 from planner.program import Component, Program, Variant
 from planner.request import Request
 from planner.streaming import streamable

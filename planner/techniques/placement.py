@@ -10,7 +10,7 @@ from typing import Any
 from planner import host
 from planner.device import Device
 from planner.errors import ApplyFailed
-from planner.group_offload import Grouping
+from planner.group_hooks import Grouping
 from planner.groupable import moves
 from planner.offload import model_offload, resident, sequential_offload
 from planner.packed import is_packed, is_wrapped

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from planner.errors import ApplyFailed, BadRequest
-from planner.group_offload import Grouping
+from planner.group_hooks import Grouping
 from planner.snapshot import snapshot
 from planner.techniques.base import Option
 from planner.techniques.group import ALL, NAMED, ON_DISK, Choice, _remembered, offload, remove_group_offload

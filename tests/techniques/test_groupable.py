@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from planner.group_offload import Grouping
+from planner.group_hooks import Grouping
 from planner.groupable import moves, stacks_of
 from planner.streamable import held
 from planner.techniques.group import offload

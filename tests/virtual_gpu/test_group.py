@@ -12,7 +12,8 @@ from rig import Server
 
 from planner import profiles
 from planner.cards import card
-from planner.group_offload import Grouping, group_offload, groupable
+from planner.group_hooks import Grouping
+from planner.group_offload import group_offload, groupable
 from planner.program import Variant
 from planner.programs import FromProfile, Programs
 from planner.rehearsal import Rehearsal, rehearse
